@@ -1,0 +1,1 @@
+//! Images in, bootable read-only layers and writable disks out.

@@ -1,0 +1,4 @@
+//! One container's life, whoever asks.
+
+pub mod assets;
+pub mod stages;

@@ -1,0 +1,89 @@
+//! What a parent writes to start a vmm: the file that `--config-fd` names, as JSON.
+//!
+//! A parent opens everything and passes file descriptors; the vmm opens no path but
+//! those it needs for its own jail. [`crate::spec::VmSpec`] is what a valid config
+//! becomes.
+
+use serde::{Deserialize, Serialize};
+
+/// The number of an inherited file descriptor.
+pub type Fd = i32;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// For messages and thread names; at most 128 bytes.
+    pub id: String,
+    /// 1..=32.
+    pub vcpus: u8,
+    /// Guest memory in MiB, 32..=65536.
+    pub memory_mib: u32,
+    /// `/dev/kvm`, opened read-write.
+    pub kvm: Fd,
+    /// An uncompressed ELF `vmlinux` or a bzImage.
+    pub kernel: Fd,
+    /// A cpio archive.
+    pub initramfs: Option<Fd>,
+    /// The kernel's command line, without the devices: the vmm appends those.
+    pub cmdline: String,
+    #[serde(default)]
+    pub block: Vec<BlockConfig>,
+    pub vsock: Option<VsockConfig>,
+    #[serde(default)]
+    pub rng: bool,
+    /// A balloon with free page reporting.
+    #[serde(default)]
+    pub balloon: bool,
+    /// Where the serial console's output goes; nowhere without it.
+    pub console: Option<Fd>,
+    /// A connected stream socket for [`crate::control`] messages.
+    pub control: Option<Fd>,
+    pub jail: Option<JailConfig>,
+}
+
+/// One virtio-blk device over one or more raw files, one after the other.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockConfig {
+    /// The virtio serial number, at most 20 bytes.
+    pub serial: String,
+    pub readonly: bool,
+    /// Each file's size is rounded up to 4096; the rest reads as zeros. Opened read-only
+    /// for a read-only device, read-write otherwise; the vmm checks (`F_GETFL`).
+    pub files: Vec<Fd>,
+}
+
+/// virtio-vsock, bridged to Unix sockets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's CID, 3 or more.
+    pub cid: u32,
+    /// A listening Unix stream socket. A connection that sends `CONNECT <port>\n` is
+    /// bridged to that port in the guest and answered `OK <host port>\n`; a refused one
+    /// is closed.
+    pub listener: Fd,
+    /// Host ports that the guest may connect to, each once, and the connected Unix
+    /// stream socket that it reaches. Every other is reset.
+    #[serde(default)]
+    pub host_ports: Vec<HostPort>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostPort {
+    pub port: u32,
+    pub socket: Fd,
+}
+
+/// What the vmm confines itself to before the first guest instruction. Without it (only
+/// for a developer at a terminal) just the seccomp filters are installed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JailConfig {
+    /// Not 0.
+    pub uid: u32,
+    pub gid: u32,
+    /// Files that may be open at once (RLIMIT_NOFILE), the inherited ones included.
+    pub max_open_files: u64,
+}

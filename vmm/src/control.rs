@@ -1,0 +1,64 @@
+//! Messages on the vmm's control socket: one JSON object a line, in both directions.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// What the parent may ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "request")]
+pub enum ControlRequest {
+    /// Stops all vCPUs; answered by [`ControlEvent::Paused`].
+    Pause,
+    Resume,
+    /// Answered by [`ControlEvent::Report`].
+    Report,
+    /// Ends the VM at once; the process exits with code 0.
+    Stop,
+}
+
+/// What the vmm says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "event")]
+pub enum ControlEvent {
+    /// The VM is built and its vCPUs are entered.
+    Running,
+    Paused,
+    Resumed,
+    Report(Report),
+    /// The last line before the process exits.
+    Ended {
+        reason: EndReason,
+        report: Report,
+    },
+}
+
+/// Why a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// The guest asked for a reset (i8042, or a triple fault).
+    Reset,
+    TripleFault,
+    /// All vCPUs halted for good.
+    Halted,
+    /// The parent asked, or closed the control socket.
+    Stopped,
+    /// A vCPU or a thread failed.
+    Failed {
+        message: String,
+    },
+}
+
+/// Times and counts since the process began.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Microseconds of CLOCK_MONOTONIC at each stage: `main`, `jailed`, `loaded`,
+    /// `first_run`, and the guest's stamps `agent_started`, `agent_ready`,
+    /// `process_exec` as far as reached.
+    pub stages_usec: BTreeMap<String, u64>,
+    /// VM exits by reason (`io_out`, `mmio_write`, `hlt`, …).
+    pub exits: BTreeMap<String, u64>,
+    /// CPU time of the process, in microseconds.
+    pub cpu_usec: u64,
+}

@@ -1,0 +1,4 @@
+//! Builds and runs one microVM from a validated [`spec::VmSpec`].
+
+pub mod config;
+pub mod control;
