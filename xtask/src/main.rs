@@ -1,1 +1,71 @@
-fn main() {}
+//! Everything a person or CI does with this repository, by one program.
+//!
+//! `cargo xtask quickstart` and `cargo xtask test` are the two commands of the README;
+//! the others are their steps.
+
+mod binaries;
+mod check;
+mod cpio;
+mod images;
+mod kernel;
+mod machine_assets;
+mod packages;
+mod policy;
+mod process;
+mod quickstart;
+mod tests;
+mod workspace;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Sets up, builds, tests and measures Caisson")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing, build everything, make an image and run it in a microVM
+    Quickstart,
+    /// Install the Debian packages that building and testing need
+    Setup,
+    /// Build the programs, the guest kernel, the initramfs and the machine
+    Build,
+    /// Make the images of the tests and load them into a store
+    Images,
+    /// Run every check and every test
+    Test {
+        /// Only the tests whose name contains this
+        filter: Option<String>,
+        /// Leave out formatting, lints, policy and unit tests
+        #[arg(long)]
+        only_end_to_end: bool,
+    },
+    /// Run what needs no VM: formatting, lints, policy, unit tests
+    Check,
+    /// Copy the built programs and files below a prefix
+    Install {
+        #[arg(long, default_value = "/usr/local")]
+        prefix: PathBuf,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Task::Quickstart => quickstart::run_all(),
+        Task::Setup => packages::install_missing(),
+        Task::Build => binaries::build_all(),
+        Task::Images => images::make_all().map(|images| {
+            for image in images {
+                println!("{}", image.path.display());
+            }
+        }),
+        Task::Test { filter, only_end_to_end } => tests::run(filter.as_deref(), only_end_to_end),
+        Task::Check => check::run(),
+        Task::Install { prefix } => binaries::install(&prefix),
+    }
+}

@@ -1,0 +1,38 @@
+//! Every check and every test, the end-to-end ones on the staged programs.
+
+use std::path::PathBuf;
+
+use crate::{
+    binaries,
+    check::{self, Check},
+    images, packages, process,
+};
+
+pub(crate) fn run(filter: Option<&str>, only_end_to_end: bool) -> anyhow::Result<()> {
+    packages::install_missing()?;
+    let mut checks = if only_end_to_end || filter.is_some() { Vec::new() } else { check::checks() };
+    let filter = filter.map(str::to_owned);
+    checks.push(Check::new("build", binaries::build_all));
+    checks.push(Check::new("images", || images::make_all().map(drop)));
+    checks.push(Check::new("end-to-end tests", move || end_to_end(filter.as_deref())));
+    check::run_all(&checks)
+}
+
+fn end_to_end(filter: Option<&str>) -> anyhow::Result<()> {
+    let [busybox, debian] = images::make_all()?;
+    let mut test = process::cargo(["test", "--package", "caisson-tests", "--no-fail-fast", "--"]);
+    if let Some(filter) = filter {
+        test.arg(filter);
+    }
+    test.args(["--test-threads", "2"]);
+    test.env("CAISSON_E2E_PROGRAM", binaries::caisson())
+        .env("CAISSON_E2E_BUSYBOX", busybox.path)
+        .env("CAISSON_E2E_DEBIAN", debian.path)
+        .env("CAISSON_E2E_DIRECTORY", directory());
+    process::run(&mut test)
+}
+
+/// Where the tests keep their store, state and machine.
+fn directory() -> PathBuf {
+    crate::workspace::target().join("e2e")
+}
