@@ -2,3 +2,5 @@
 
 pub mod config;
 pub mod control;
+pub mod spec;
+pub mod virtio;
