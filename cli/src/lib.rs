@@ -1,1 +1,5 @@
 //! Docker-shaped commands.
+
+pub mod globals;
+
+pub use globals::Globals;
