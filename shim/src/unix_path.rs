@@ -10,7 +10,7 @@ use std::{
     os::{
         fd::AsRawFd,
         unix::{
-            fs::{OpenOptionsExt, PermissionsExt},
+            fs::{FileTypeExt, OpenOptionsExt, PermissionsExt},
             net::{UnixListener, UnixStream},
         },
     },
@@ -39,7 +39,11 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
 }
 
 fn is_dead(path: &Path) -> bool {
-    matches!(UnixStream::connect(path), Err(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+    // Connecting to a plain file is refused too.
+    let socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    socket
+        && UnixStream::connect(path)
+            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 fn shorten(path: &Path) -> io::Result<(File, PathBuf)> {
