@@ -1,1 +1,168 @@
-//! End-to-end tests in plain verbs.
+//! End-to-end tests in plain verbs: what a user types, what a user sees.
+//!
+//! `cargo xtask test` builds the programs and images and sets `CAISSON_E2E_*`; without
+//! those every test here says why it skips. On a host whose KVM cannot run guests the
+//! programs carry themselves into the machine, so the tests are the same everywhere.
+
+mod leftovers;
+mod outcome;
+mod terminal;
+
+use std::{
+    env, fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+    thread,
+    time::{Duration, Instant},
+};
+
+pub use leftovers::Leftovers;
+pub use outcome::Outcome;
+pub use terminal::Terminal;
+
+/// The programs under test, a store with the two images, and a place for their state.
+pub struct Host {
+    program: PathBuf,
+    directory: PathBuf,
+    pub busybox: PathBuf,
+    pub debian: PathBuf,
+}
+
+/// The host, or a return from the test with the reason.
+#[macro_export]
+macro_rules! host {
+    () => {
+        match $crate::Host::get() {
+            Some(host) => host,
+            None => return,
+        }
+    };
+}
+
+impl Host {
+    /// `None`, with the reason printed, where `cargo xtask test` has not prepared one.
+    pub fn get() -> Option<&'static Self> {
+        static HOST: OnceLock<Option<Host>> = OnceLock::new();
+        HOST.get_or_init(Self::prepare).as_ref()
+    }
+
+    fn prepare() -> Option<Self> {
+        let path = |name| env::var_os(format!("CAISSON_E2E_{name}")).map(PathBuf::from);
+        let (Some(program), Some(directory), Some(busybox), Some(debian)) =
+            (path("PROGRAM"), path("DIRECTORY"), path("BUSYBOX"), path("DEBIAN"))
+        else {
+            assert!(env::var_os("CI").is_none(), "CI runs these tests by `cargo xtask test`");
+            eprintln!("skipped: `cargo xtask test` sets up what end-to-end tests need");
+            return None;
+        };
+        let host = Self { program, directory, busybox, debian };
+        fs::create_dir_all(&host.directory).expect("the tests' directory can be made");
+        let lock = fs::File::create(host.directory.join("lock")).expect("a lock file");
+        lock.lock().expect("lock the tests' directory");
+        for (name, archive) in [("busybox", &host.busybox), ("debian:12", &host.debian)] {
+            if host.caisson(["images", "-q", name]).stdout.trim().is_empty() {
+                let archive = archive.to_str().expect("an UTF-8 path");
+                host.caisson(["load", "-i", archive]).succeeded();
+            }
+        }
+        Some(host)
+    }
+
+    /// Runs `caisson` with these arguments to its end.
+    pub fn caisson<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Outcome {
+        self.caisson_with_input(arguments, b"")
+    }
+
+    pub fn caisson_with_input<'a>(
+        &self,
+        arguments: impl IntoIterator<Item = &'a str>,
+        input: &[u8],
+    ) -> Outcome {
+        let mut command = self.command(arguments);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start caisson");
+        let mut stdin = child.stdin.take().expect("a piped input");
+        let input = input.to_vec();
+        // A program that does not read leaves the pipe broken: that is its business.
+        let writer = thread::spawn(move || drop(stdin.write_all(&input)));
+        let outcome = Outcome::of(&command, child.wait_with_output().expect("wait for caisson"));
+        writer.join().expect("the writer ends");
+        outcome
+    }
+
+    /// `caisson` with the tests' store and state, not yet started.
+    pub fn command<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Command {
+        self.command_in(&self.root(), arguments)
+    }
+
+    /// As [`Host::command`], with another store.
+    pub fn command_in<'a>(
+        &self,
+        root: &Path,
+        arguments: impl IntoIterator<Item = &'a str>,
+    ) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--root").arg(root).arg("--state").arg(self.state()).args(arguments);
+        command.env_remove("RUST_BACKTRACE");
+        command
+    }
+
+    /// Starts `caisson` in the background.
+    pub fn spawn<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Child {
+        self.command(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start caisson")
+    }
+
+    /// Runs a shell command where the containers run: in the machine, or here.
+    pub fn inside(&self, script: &str) -> Outcome {
+        if self.uses_machine() {
+            return self.caisson(["machine", "exec", "--", "sh", "-c", script]);
+        }
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        let output = command.output().expect("start sh");
+        Outcome::of(&command, output)
+    }
+
+    /// Whether KVM here cannot run guests.
+    pub fn uses_machine(&self) -> bool {
+        let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        !processor.split_whitespace().any(|flag| flag == "svm" || flag == "vmx")
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.directory.join("root")
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.directory.join("state")
+    }
+
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// A directory for the test's own files, seen at the same path in the machine.
+    pub fn scratch(&self) -> tempfile::TempDir {
+        tempfile::Builder::new().prefix("test-").tempdir_in(&self.directory).expect("a directory")
+    }
+}
+
+/// Asks `condition` until it holds; fails the test, with `what`, after `seconds`.
+pub fn eventually(what: &str, seconds: u64, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    while !condition() {
+        assert!(Instant::now() < deadline, "after {seconds} s still not: {what}");
+        thread::sleep(Duration::from_millis(100));
+    }
+}

@@ -1,6 +1,6 @@
 //! Every check and every test, the end-to-end ones on the staged programs.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::Command};
 
 use crate::{
     binaries,
@@ -24,12 +24,17 @@ fn end_to_end(filter: Option<&str>) -> anyhow::Result<()> {
     if let Some(filter) = filter {
         test.arg(filter);
     }
-    test.args(["--test-threads", "2"]);
+    // One at a time: each looks for what is left behind where all containers run.
+    test.args(["--test-threads", "1"]);
     test.env("CAISSON_E2E_PROGRAM", binaries::caisson())
         .env("CAISSON_E2E_BUSYBOX", busybox.path)
         .env("CAISSON_E2E_DEBIAN", debian.path)
         .env("CAISSON_E2E_DIRECTORY", directory());
-    process::run(&mut test)
+    let tested = process::run(&mut test);
+    let mut stop = Command::new(binaries::caisson());
+    stop.arg("--root").arg(directory().join("root")).arg("--state").arg(directory().join("state"));
+    let stopped = process::run(stop.args(["machine", "stop"]));
+    tested.and(stopped)
 }
 
 /// Where the tests keep their store, state and machine.

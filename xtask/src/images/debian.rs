@@ -97,7 +97,8 @@ fn change(root: &Path) -> anyhow::Result<()> {
     // The marker says it, as a builder that replaces a directory writes it.
     fs::remove_dir_all(opt.join("opaque"))?;
     fs::create_dir(opt.join("opaque"))?;
-    fs::write(opt.join("opaque/.wh..wh..opq"), "")?;
+    fs::set_permissions(opt.join("opaque"), fs::Permissions::from_mode(0o750))?;
+    fs::write(opt.join("opaque").join(layer::OPAQUE), "")?;
     fs::write(opt.join("opaque/new"), "from layer 3\n")?;
     special_files(&opt)
 }

@@ -44,6 +44,9 @@ pub(crate) fn from_change(before: &Path, after: &Path, tar: &Path) -> anyhow::Re
         if !new.contains_key(parent) && !parent.as_os_str().is_empty() {
             continue; // gone with its directory
         }
+        if after.join(parent).join(OPAQUE).exists() {
+            continue; // hidden with everything below its directory
+        }
         let mut name = std::ffi::OsString::from(".wh.");
         name.push(path.file_name().context("a listed path has a name")?);
         fs::create_dir_all(whiteouts.join(parent))?;
@@ -51,6 +54,9 @@ pub(crate) fn from_change(before: &Path, after: &Path, tar: &Path) -> anyhow::Re
     }
     write(after, &changed, whiteouts.exists().then_some(&*whiteouts), tar)
 }
+
+/// Marks a directory that hides what lower layers have in it (image-spec, `layer.md`).
+pub(crate) const OPAQUE: &str = ".wh..wh..opq";
 
 /// What makes two entries the same as far as a layer goes.
 #[derive(PartialEq)]

@@ -1,0 +1,71 @@
+//! The shim under Debian's containerd, beside runc in the same run.
+
+use caisson_tests::{Host, Outcome, host};
+
+/// Starts containerd with its state below `$ROOT`, runs `script`, and ends it.
+fn with_containerd(host: &Host, script: &str) -> Outcome {
+    let bin = host.program().parent().expect("a program lies in a directory").display();
+    host.inside(&format!(
+        r#"
+        export PATH={bin}:/usr/sbin:/sbin:$PATH
+        D={root}/containerd-test; mkdir -p $D
+        printf 'version = 2\nroot = "%s/root"\nstate = "/run/containerd-test"\n[grpc]\naddress = "/run/containerd-test.sock"\n' $D > $D/config.toml
+        containerd --config $D/config.toml > $D/log 2>&1 &
+        containerd=$!
+        export CONTAINERD_ADDRESS=/run/containerd-test.sock
+        for i in $(seq 300); do ctr version > /dev/null 2>&1 && break; sleep 0.2; done
+        ctr version > /dev/null || {{ cat $D/log >&2; exit 99; }}
+        ctr image import --all-platforms {busybox} > /dev/null || exit 98
+        image=$(ctr image ls -q | grep busybox | head -n 1)
+        {script}
+        code=$?
+        ctr task ls -q | grep . && code=97
+        kill $containerd; wait $containerd 2> /dev/null
+        pgrep -f containerd-shim-caisson-v2 > /dev/null && {{ echo a shim is left >&2; code=96; }}
+        pgrep -x caisson-vmm > /dev/null && {{ echo a vmm is left >&2; code=95; }}
+        rm -rf $D/root /run/containerd-test
+        exit $code
+        "#,
+        root = host.root().display(),
+        busybox = host.busybox.display(),
+    ))
+}
+
+#[test]
+fn ctr_run_gives_the_same_output_and_exit_code_as_runc() {
+    let host = host!();
+    let run = |runtime: &str| {
+        format!(
+            "ctr run --rm --runtime {runtime} $image c1 sh -c 'echo out; echo err >&2; exit 7'; \
+             echo code $?; "
+        )
+    };
+    let script =
+        format!("{}{} true", run("io.containerd.runc.v2"), run("io.containerd.caisson.v2"));
+    let outcome = with_containerd(host, &script).succeeded();
+    outcome.printed("out\ncode 7\nout\ncode 7\n").complained_about("err\n");
+}
+
+#[test]
+fn a_container_under_containerd_has_its_own_kernel() {
+    let host = host!();
+    with_containerd(host, "ctr run --rm --runtime io.containerd.caisson.v2 $image c2 uname -r")
+        .succeeded()
+        .printed_something_like("-caisson");
+}
+
+#[test]
+fn a_detached_task_takes_an_exec_and_a_kill() {
+    let host = host!();
+    with_containerd(
+        host,
+        "ctr run -d --runtime io.containerd.caisson.v2 $image c3 sleep 1000 &&
+         ctr task exec --exec-id e1 c3 sh -c 'echo in $(cat /proc/1/comm); exit 3'; echo code $?
+         ctr task ls | grep c3 | grep -o RUNNING
+         ctr task kill -s KILL c3; sleep 2
+         ctr task ls | grep c3 | grep -o STOPPED
+         ctr task rm c3; ctr container rm c3",
+    )
+    .succeeded()
+    .printed_something_like("in sleep\ncode 3\nRUNNING\nSTOPPED\n");
+}
