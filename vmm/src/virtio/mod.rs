@@ -11,7 +11,14 @@
 //! owns what one activation needs (queues, memory, interrupt). So nothing can touch a
 //! queue that the driver has taken back.
 
+pub mod block;
+pub mod chain;
+pub mod config_space;
+pub mod device_queue;
 pub mod interrupt;
+pub mod iovecs;
+#[cfg(test)]
+pub mod testing;
 
 use std::sync::Arc;
 

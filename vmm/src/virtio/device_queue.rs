@@ -1,0 +1,248 @@
+//! A virtqueue as a device's worker uses it: take chains, complete them, signal.
+//!
+//! A driver that breaks the ring's rules gets DEVICE_NEEDS_RESET and its queue is latched:
+//! nothing more is read from it until the driver resets the device. The worker stays
+//! alive, so the reset always works.
+
+use std::{ops::Deref, os::fd::RawFd, sync::Arc};
+
+use event_manager::{EventOps, EventSet, Events};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{
+    ActivateError, Activation, ActiveQueue, Interrupt, Memory,
+    chain::{Chain, ChainError, Table},
+};
+
+/// The ring features that every device here offers.
+pub const RING_FEATURES: u64 = (1 << VIRTIO_RING_F_INDIRECT_DESC) | (1 << VIRTIO_RING_F_EVENT_IDX);
+
+/// What a wake-up may do before other devices of the I/O thread get their turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    pub chains: usize,
+    /// Of all buffers in the chains; a single chain may exceed it.
+    pub bytes: usize,
+}
+
+impl Budget {
+    /// Whether there is anything left.
+    pub fn is_left(&self) -> bool {
+        self.chains > 0 && self.bytes > 0
+    }
+
+    pub fn spend(&mut self, bytes: usize) {
+        self.chains = self.chains.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+/// Why a queue was latched.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    #[error("read or write a ring")]
+    Ring(#[source] virtio_queue::Error),
+    #[error("read a descriptor chain")]
+    Chain(#[source] ChainError),
+    #[error("a chain does not have the buffers that the device needs")]
+    Layout,
+}
+
+pub struct DeviceQueue {
+    queue: Queue,
+    notify: Arc<EventFd>,
+    memory: Memory,
+    interrupt: Arc<Interrupt>,
+    indirect_allowed: bool,
+    /// A completed chain, whose lists are used again.
+    spare: Option<Chain>,
+    failure: Option<QueueError>,
+}
+
+/// The queues of an activation, of which the driver must have set up all but the last
+/// `optional` ones.
+pub fn device_queues<const COUNT: usize>(
+    activation: Activation,
+    optional: usize,
+) -> Result<[DeviceQueue; COUNT], ActivateError> {
+    let Activation { features, queues, memory, interrupt } = activation;
+    let got = queues.len();
+    let queues: [ActiveQueue; COUNT] =
+        queues.try_into().map_err(|_| ActivateError::QueueCount { expected: COUNT, got })?;
+    if let Some(index) = queues[..COUNT - optional].iter().position(|queue| !queue.queue.ready()) {
+        return Err(ActivateError::QueueNotReady { index });
+    }
+    Ok(queues.map(|queue| DeviceQueue::new(queue, features, &memory, &interrupt)))
+}
+
+/// The queue of a device that has one.
+pub fn single_queue(activation: Activation) -> Result<DeviceQueue, ActivateError> {
+    device_queues::<1>(activation, 0).map(|[queue]| queue)
+}
+
+impl DeviceQueue {
+    /// A queue that the driver left unused (not ready) yields no chains.
+    pub fn new(
+        active: ActiveQueue,
+        features: u64,
+        memory: &Memory,
+        interrupt: &Arc<Interrupt>,
+    ) -> Self {
+        let ActiveQueue { mut queue, notify } = active;
+        queue.set_event_idx(features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
+        Self {
+            queue,
+            notify,
+            memory: Arc::clone(memory),
+            interrupt: Arc::clone(interrupt),
+            indirect_allowed: features & (1 << VIRTIO_RING_F_INDIRECT_DESC) != 0,
+            spare: None,
+            failure: None,
+        }
+    }
+
+    /// The eventfd that the driver's notifications signal.
+    pub fn fd(&self) -> RawFd {
+        std::os::fd::AsRawFd::as_raw_fd(self.notify.deref())
+    }
+
+    /// Asks the event manager for the driver's notifications, and looks once without one:
+    /// the driver may have made buffers available before the worker was there.
+    pub fn register(&self, ops: &mut EventOps) {
+        ops.add(Events::new(self.notify.deref(), EventSet::IN))
+            .expect("a queue's eventfd is registered by its only worker");
+        self.wake_self();
+    }
+
+    /// Clears the notification that woke the worker.
+    pub fn acknowledge(&self) {
+        // It is non-blocking; an error says that another wake-up has cleared it already.
+        let _ = self.notify.read();
+    }
+
+    /// Wakes this worker again, after other devices had their turn.
+    pub fn wake_self(&self) {
+        // A full counter means that the wake-up is pending anyway.
+        let _ = self.notify.write(1);
+    }
+
+    /// Why the queue is latched, if it is.
+    pub fn failure(&self) -> Option<&QueueError> {
+        self.failure.as_ref()
+    }
+
+    /// The next chain that the driver made available. `None`: none now, or none ever.
+    pub fn pop(&mut self) -> Option<Chain> {
+        if self.failure.is_some() || !self.queue.ready() {
+            return None;
+        }
+        let memory: &GuestMemoryMmap = &self.memory;
+        let head = match self.queue.iter(memory) {
+            Ok(mut available) => available.next()?.head_index(),
+            Err(error) => {
+                self.fail(QueueError::Ring(error));
+                return None;
+            }
+        };
+        let table =
+            Table { address: GuestAddress(self.queue.desc_table()), size: self.queue.size() };
+        let mut chain = self.spare.take().unwrap_or_else(|| Chain::new(&self.memory));
+        match chain.load(&self.memory, table, head, self.indirect_allowed) {
+            Ok(()) => Some(chain),
+            Err(error) => {
+                self.fail(QueueError::Chain(error));
+                None
+            }
+        }
+    }
+
+    /// Makes the chain that was popped last the next one again.
+    pub fn undo_pop(&mut self, chain: Chain) {
+        self.queue.go_to_previous_position();
+        self.spare = Some(chain);
+    }
+
+    /// Gives a chain back to the driver; the first `written` bytes of its writable buffers
+    /// are defined.
+    pub fn complete(&mut self, chain: Chain, written: u32) {
+        if let Err(error) = self.queue.add_used(self.memory.deref(), chain.head, written) {
+            self.fail(QueueError::Ring(error));
+        }
+        self.spare = Some(chain);
+    }
+
+    /// Interrupts the driver, if it wants to hear about what was completed.
+    pub fn signal(&mut self) {
+        if !self.queue.ready() {
+            return;
+        }
+        match self.queue.needs_notification(self.memory.deref()) {
+            Ok(true) => self.interrupt.signal_used_queue(),
+            Ok(false) => (),
+            Err(error) => self.fail(QueueError::Ring(error)),
+        }
+    }
+
+    /// Asks the driver for a notification when it makes a chain available. Returns whether
+    /// there is one already.
+    pub fn enable_notifications(&mut self) -> bool {
+        if self.failure.is_some() || !self.queue.ready() {
+            return false;
+        }
+        self.queue.enable_notification(self.memory.deref()).unwrap_or_else(|error| {
+            self.fail(QueueError::Ring(error));
+            false
+        })
+    }
+
+    /// Spares the driver its notifications while the worker looks at the queue anyway.
+    pub fn disable_notifications(&mut self) {
+        if self.failure.is_some() || !self.queue.ready() {
+            return;
+        }
+        if let Err(error) = self.queue.disable_notification(self.memory.deref()) {
+            self.fail(QueueError::Ring(error));
+        }
+    }
+
+    /// Latches the queue: the driver has broken the rules.
+    pub fn fail(&mut self, error: QueueError) {
+        if self.failure.is_none() {
+            self.failure = Some(error);
+            self.interrupt.needs_reset();
+        }
+    }
+
+    /// Handles available chains until there are none or the budget is spent; then the rest
+    /// follows in another wake-up. `handle` returns the number of bytes it wrote, or that
+    /// the chain lacks the buffers it needs.
+    pub fn serve(
+        &mut self,
+        mut budget: Budget,
+        mut handle: impl FnMut(&mut Chain) -> Result<u32, QueueError>,
+    ) {
+        self.disable_notifications();
+        loop {
+            while budget.is_left()
+                && let Some(mut chain) = self.pop()
+            {
+                budget.spend(chain.bytes());
+                match handle(&mut chain) {
+                    Ok(written) => self.complete(chain, written),
+                    Err(error) => self.fail(error),
+                }
+            }
+            if !budget.is_left() {
+                self.wake_self();
+                break;
+            }
+            if !self.enable_notifications() {
+                break;
+            }
+        }
+        self.signal();
+    }
+}
