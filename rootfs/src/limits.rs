@@ -1,0 +1,70 @@
+//! What an image may cost. Every number here stops an attack, none an honest image.
+
+/// Caps on foreign input. The defaults are generous.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Uncompressed bytes of one layer.
+    pub layer_bytes: u64,
+    /// Uncompressed bytes per compressed byte, enforced beyond `ratio_free_bytes`.
+    pub ratio: u64,
+    pub ratio_free_bytes: u64,
+    /// Tar entries of one layer.
+    pub entries: u64,
+    /// Directories above an entry.
+    pub depth: usize,
+    /// Bytes of a whole path or of a link's target.
+    pub path_bytes: usize,
+    /// Bytes of one file name.
+    pub name_bytes: usize,
+    /// Bytes of all extended attributes of one file, names included.
+    pub xattr_bytes: usize,
+    /// Apparent size of one file, holes included.
+    pub file_bytes: u64,
+    /// Memory that one layer's tree may take while it is converted.
+    pub tree_bytes: u64,
+    /// Layers of one image.
+    pub layers: usize,
+    /// An image index or manifest.
+    pub manifest_bytes: u64,
+    /// An image configuration.
+    pub config_bytes: u64,
+    /// Descriptors in one index.
+    pub index_entries: usize,
+    /// Indexes inside indexes.
+    pub index_depth: usize,
+    /// Images in one archive.
+    pub images: usize,
+    /// A whole archive that has to be spooled (standard input, or compressed).
+    pub archive_bytes: u64,
+    /// log2 of the largest zstd window.
+    pub zstd_window_log: u32,
+}
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            layer_bytes: 64 * GIB,
+            ratio: 2000,
+            ratio_free_bytes: GIB,
+            entries: 4_000_000,
+            depth: 1024,
+            path_bytes: 4096,
+            name_bytes: 255,
+            xattr_bytes: (128 * KIB) as usize,
+            file_bytes: 16 << 40,
+            tree_bytes: 2 * GIB,
+            layers: 128,
+            manifest_bytes: 4 * MIB,
+            config_bytes: 8 * MIB,
+            index_entries: 1024,
+            index_depth: 3,
+            images: 1024,
+            archive_bytes: 256 * GIB,
+            zstd_window_log: 27,
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! The lock between those who add files and the one who deletes them.
+//!
+//! A loader may find a layer in place and rely on it before its own row refers to it, so
+//! nothing may be deleted while anyone adds. `flock` ends with its process, whatever end
+//! that is.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::OpenOptionsExt;
+
+use super::{Store, StoreError};
+
+/// Held while it lives.
+pub(super) struct StoreLock {
+    _file: File,
+}
+
+impl Store {
+    /// Waits while someone deletes, which is short.
+    pub(super) fn lock_to_add(&self) -> Result<StoreLock, StoreError> {
+        let file = self.lock_file()?;
+        file.lock_shared().map_err(StoreError::io("lock", &self.lock_path()))?;
+        Ok(StoreLock { _file: file })
+    }
+
+    /// `None` while someone adds: deleting can wait.
+    pub(super) fn try_lock_to_delete(&self) -> Result<Option<StoreLock>, StoreError> {
+        let file = self.lock_file()?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(StoreLock { _file: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => {
+                Err(StoreError::io("lock", &self.lock_path())(error))
+            }
+        }
+    }
+
+    fn lock_path(&self) -> std::path::PathBuf {
+        self.root.join("store.lock")
+    }
+
+    fn lock_file(&self) -> Result<File, StoreError> {
+        let path = self.lock_path();
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(StoreError::io("open", &path))
+    }
+}
