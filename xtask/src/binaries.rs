@@ -20,7 +20,7 @@ pub(crate) fn build_all() -> anyhow::Result<()> {
     step("guest kernel");
     let vmlinux = kernel::build()?;
     step("programs");
-    let built = build_programs()?;
+    let built = build_programs(&PACKAGES)?;
     step("installation");
     stage(&built, &vmlinux)?;
     step("machine");
@@ -46,12 +46,12 @@ fn step(what: &str) {
     eprintln!("== {what}");
 }
 
-/// Builds the programs and returns the directory that holds them.
-fn build_programs() -> anyhow::Result<PathBuf> {
+/// Builds the programs of these packages and returns the directory that holds them.
+pub(crate) fn build_programs(packages: &[&str]) -> anyhow::Result<PathBuf> {
     let flags = format!("target.{TARGET}.rustflags=[\"-Ctarget-feature=+crt-static\"]");
     let mut build =
         process::cargo(["build", "--release", "--bins", "--target", TARGET, "--config", &flags]);
-    for package in PACKAGES {
+    for package in packages {
         build.args(["--package", package]);
     }
     if std::env::var_os("CI").is_some() {

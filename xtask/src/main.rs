@@ -3,6 +3,7 @@
 //! `cargo xtask quickstart` and `cargo xtask test` are the two commands of the README;
 //! the others are their steps.
 
+mod bench;
 mod binaries;
 mod check;
 mod cpio;
@@ -47,10 +48,24 @@ enum Task {
     },
     /// Run what needs no VM: formatting, lints, policy, unit tests
     Check,
+    /// Measure, and compare with the recorded budgets
+    Bench {
+        #[command(subcommand)]
+        bench: Bench,
+    },
     /// Copy the built programs and files below a prefix
     Install {
         #[arg(long, default_value = "/usr/local")]
         prefix: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// From `caisson run` to the first byte of output: stages, exits, instructions, memory
+    Boot {
+        #[arg(long, default_value_t = 3)]
+        runs: usize,
     },
 }
 
@@ -66,6 +81,7 @@ fn main() -> anyhow::Result<()> {
         }),
         Task::Test { filter, only_end_to_end } => tests::run(filter.as_deref(), only_end_to_end),
         Task::Check => check::run(),
+        Task::Bench { bench: Bench::Boot { runs } } => bench::boot(runs),
         Task::Install { prefix } => binaries::install(&prefix),
     }
 }
