@@ -1,0 +1,119 @@
+//! A container as its record keeps it: everything that creating and starting it need,
+//! already merged from the image and the flags and already checked.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Fields that a later version adds get a serde default, so that old records load.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ContainerConfig {
+    /// As the user named it.
+    pub image: String,
+    /// `sha256:…` of the image's configuration.
+    pub image_id: String,
+    /// What the process is: entry point, then command. At least one.
+    pub entrypoint: Vec<String>,
+    pub command: Vec<String>,
+    /// `NAME=value`, or `NAME` alone to take an inherited one away.
+    pub env: Vec<String>,
+    /// Absolute.
+    pub working_dir: String,
+    /// `user[:group]`, names or numbers; empty is root.
+    pub user: String,
+    /// Empty is the short id.
+    pub hostname: String,
+    pub tty: bool,
+    pub open_stdin: bool,
+    pub auto_remove: bool,
+    pub labels: BTreeMap<String, String>,
+    /// A signal's number.
+    pub stop_signal: i32,
+    pub stop_timeout_secs: Option<u64>,
+    pub read_only: bool,
+    pub tmpfs: Vec<Tmpfs>,
+    pub security: Security,
+    pub limits: Limits,
+    pub sysctls: BTreeMap<String, String>,
+    pub log_driver: LogDriver,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tmpfs {
+    /// Absolute, in the container.
+    pub path: String,
+    /// Mount options as given.
+    pub options: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Security {
+    pub privileged: bool,
+    /// `CAP_…` names, what the process may have.
+    pub capabilities: Vec<String>,
+    pub no_new_privileges: bool,
+    pub seccomp: Seccomp,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Seccomp {
+    /// Docker's default profile.
+    #[default]
+    Default,
+    Unconfined,
+    /// The text of a profile in Docker's JSON.
+    Profile(String),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    pub memory_bytes: Option<u64>,
+    pub memory_reservation_bytes: Option<u64>,
+    /// Memory plus swap; -1 is unlimited.
+    pub memory_swap_bytes: Option<i64>,
+    pub nano_cpus: Option<u64>,
+    pub cpu_shares: Option<u64>,
+    pub cpuset_cpus: Option<String>,
+    /// `None` is unlimited.
+    pub pids: Option<u64>,
+    pub shm_bytes: Option<u64>,
+    /// Size of the writable disk.
+    pub storage_bytes: Option<u64>,
+    pub oom_score_adj: Option<i32>,
+    pub ulimits: Vec<Ulimit>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ulimit {
+    /// `nofile` and the like.
+    pub name: String,
+    /// -1 is unlimited.
+    pub soft: i64,
+    pub hard: i64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogDriver {
+    #[default]
+    JsonFile,
+    None,
+}
+
+impl ContainerConfig {
+    /// The process's argument vector.
+    pub fn args(&self) -> Vec<String> {
+        self.entrypoint.iter().chain(&self.command).cloned().collect()
+    }
+
+    /// The host name in the container.
+    pub fn hostname_or<'a>(&'a self, id: &'a str) -> &'a str {
+        if self.hostname.is_empty() { crate::names::short_id(id) } else { &self.hostname }
+    }
+
+    /// Whether the container's output is kept for `caisson logs`.
+    pub fn keeps_logs(&self) -> bool {
+        self.log_driver == LogDriver::JsonFile
+    }
+}

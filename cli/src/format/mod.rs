@@ -1,0 +1,6 @@
+//! How values are shown: units, tables, templates, and text that may be hostile.
+
+pub mod inert;
+pub mod table;
+pub mod template;
+pub mod units;

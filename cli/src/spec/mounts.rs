@@ -1,0 +1,68 @@
+//! `mounts`: the kernel's filesystems, generated files, tmpfs.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::config::{ContainerConfig, Tmpfs};
+
+/// Docker's size of `/dev/shm`.
+const DEFAULT_SHM_BYTES: u64 = 64 << 20;
+
+/// Files of the bundle that are bound over those of the image.
+pub(crate) const GENERATED_FILES: [(&str, &str); 3] =
+    [("resolv.conf", "/etc/resolv.conf"), ("hostname", "/etc/hostname"), ("hosts", "/etc/hosts")];
+
+pub(super) fn build(config: &ContainerConfig, bundle: &Path) -> Vec<Value> {
+    let privileged = config.security.privileged;
+    let shm_bytes = config.limits.shm_bytes.unwrap_or(DEFAULT_SHM_BYTES);
+    let shm_size = format!("size={shm_bytes}");
+    let sys_mode = if privileged { "rw" } else { "ro" };
+    let mut mounts = vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", sys_mode]),
+        mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", sys_mode],
+        ),
+        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm_size]),
+    ];
+    let mode = if config.read_only { "ro" } else { "rw" };
+    mounts.extend(GENERATED_FILES.iter().map(|(name, destination)| {
+        let source = bundle.join(name);
+        mount(destination, "bind", &source.to_string_lossy(), &["rbind", "rprivate", mode])
+    }));
+    mounts.extend(config.tmpfs.iter().map(tmpfs));
+    mounts
+}
+
+fn mount(destination: &str, fstype: &str, source: &str, options: &[&str]) -> Value {
+    json!({ "destination": destination, "type": fstype, "source": source, "options": options })
+}
+
+/// Docker's defaults hold where the flag does not say otherwise.
+fn tmpfs(tmpfs: &Tmpfs) -> Value {
+    const DEFAULTS: [(&str, &str); 3] = [("nosuid", "suid"), ("nodev", "dev"), ("noexec", "exec")];
+    let given = |word: &str| tmpfs.options.iter().any(|option| option == word);
+    let mut options: Vec<&str> =
+        DEFAULTS.iter().filter(|(_, not)| !given(not)).map(|&(word, _)| word).collect();
+    options.extend(
+        tmpfs
+            .options
+            .iter()
+            .map(String::as_str)
+            .filter(|word| !options.contains(word))
+            .collect::<Vec<_>>(),
+    );
+    mount(&tmpfs.path, "tmpfs", "tmpfs", &options)
+}
