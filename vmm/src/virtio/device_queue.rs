@@ -59,6 +59,8 @@ pub struct DeviceQueue {
     indirect_allowed: bool,
     /// A completed chain, whose lists are used again.
     spare: Option<Chain>,
+    /// Whether anything was completed since the driver was last signalled.
+    news: bool,
     failure: Option<QueueError>,
 }
 
@@ -100,6 +102,7 @@ impl DeviceQueue {
             interrupt: Arc::clone(interrupt),
             indirect_allowed: features & (1 << VIRTIO_RING_F_INDIRECT_DESC) != 0,
             spare: None,
+            news: false,
             failure: None,
         }
     }
@@ -172,11 +175,12 @@ impl DeviceQueue {
             self.fail(QueueError::Ring(error));
         }
         self.spare = Some(chain);
+        self.news = true;
     }
 
     /// Interrupts the driver, if it wants to hear about what was completed.
     pub fn signal(&mut self) {
-        if !self.queue.ready() {
+        if !std::mem::take(&mut self.news) {
             return;
         }
         match self.queue.needs_notification(self.memory.deref()) {

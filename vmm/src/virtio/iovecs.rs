@@ -58,22 +58,57 @@ impl IoVecs {
     /// Calls `io` with the next stretches, of at most `max_bytes` in all and at most as
     /// many as one system call takes. Consumes nothing.
     pub fn with_front<R>(&mut self, max_bytes: usize, io: impl FnOnce(&[libc::iovec]) -> R) -> R {
-        let vecs = &mut self.vecs[self.first..];
-        let mut count = 0;
+        self.with_part(0, max_bytes, io)
+    }
+
+    /// The same for what follows the next `skip` bytes.
+    pub fn with_part<R>(
+        &mut self,
+        mut skip: usize,
+        max_bytes: usize,
+        io: impl FnOnce(&[libc::iovec]) -> R,
+    ) -> R {
+        let mut start = self.first;
+        while start < self.vecs.len() && skip >= self.vecs[start].iov_len {
+            skip -= self.vecs[start].iov_len;
+            start += 1;
+        }
+        let mut end = start;
         let mut bytes = 0;
-        while count < vecs.len().min(libc::UIO_MAXIOV as usize) && bytes < max_bytes {
-            bytes += vecs[count].iov_len;
-            count += 1;
+        while end < self.vecs.len().min(start + libc::UIO_MAXIOV as usize)
+            && bytes < max_bytes.saturating_add(skip)
+        {
+            bytes += self.vecs[end].iov_len;
+            end += 1;
         }
-        let excess = bytes.saturating_sub(max_bytes);
-        if excess > 0 {
-            vecs[count - 1].iov_len -= excess;
-        }
-        let result = io(&vecs[..count]);
-        if excess > 0 {
-            vecs[count - 1].iov_len += excess;
-        }
+        let vecs = &mut self.vecs[start..end];
+        let (Some(first), Some(last)) = (vecs.first().copied(), vecs.last().copied()) else {
+            return io(&[]);
+        };
+        // Shortened for the call, at the end before the front: they may be the same one.
+        let excess = bytes.saturating_sub(max_bytes.saturating_add(skip));
+        let count = vecs.len();
+        vecs[count - 1].iov_len -= excess;
+        vecs[0].iov_base = first.iov_base.cast::<u8>().wrapping_add(skip).cast();
+        vecs[0].iov_len -= skip;
+        let result = io(vecs);
+        vecs[count - 1] = last;
+        vecs[0] = first;
         result
+    }
+
+    /// Drops what lies beyond the next `bytes`.
+    pub fn truncate(&mut self, bytes: usize) {
+        while self.bytes > bytes
+            && let Some(last) = self.vecs[self.first..].last_mut()
+        {
+            let cut = last.iov_len.min(self.bytes - bytes);
+            last.iov_len -= cut;
+            self.bytes -= cut;
+            if last.iov_len == 0 {
+                self.vecs.pop();
+            }
+        }
     }
 
     /// Consumes `bytes`, or what is left if that is less.
@@ -158,5 +193,95 @@ impl GuestByte {
     pub fn write(self, value: u8) {
         // SAFETY: the byte lies in the memory that `self` keeps mapped.
         unsafe { self.pointer.write_volatile(value) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::virtio::testing::{DATA, RAM_END, memory};
+
+    /// Stretches of these lengths, back to back from [`DATA`] on.
+    fn iovecs(memory: &Memory, lengths: &[usize]) -> IoVecs {
+        let mut iovecs = IoVecs::new(Arc::clone(memory));
+        let mut address = DATA;
+        for length in lengths {
+            iovecs.push(GuestAddress(address), *length).unwrap();
+            address += *length as u64;
+        }
+        iovecs
+    }
+
+    /// What a call would see, as (offset from [`DATA`], length).
+    fn seen(memory: &Memory, vecs: &[libc::iovec]) -> Vec<(usize, usize)> {
+        let base = memory.get_host_address(GuestAddress(DATA)).unwrap() as usize;
+        vecs.iter().map(|vec| (vec.iov_base as usize - base, vec.iov_len)).collect()
+    }
+
+    #[test]
+    fn a_range_outside_memory_is_refused() {
+        let mut iovecs = IoVecs::new(memory());
+        assert_eq!(iovecs.push(GuestAddress(RAM_END - 1), 2), Err(NotInMemory));
+        assert_eq!(iovecs.push(GuestAddress(u64::MAX), 2), Err(NotInMemory));
+    }
+
+    #[test]
+    fn the_last_byte_comes_off_the_end() {
+        let memory = memory();
+        let mut iovecs = iovecs(&memory, &[2, 1]);
+        iovecs.pop_last_byte().unwrap().write(3);
+        iovecs.pop_last_byte().unwrap().write(2);
+        assert_eq!(iovecs.bytes(), 1);
+        iovecs.pop_last_byte().unwrap().write(1);
+        assert!(iovecs.pop_last_byte().is_none());
+        let mut bytes = [0; 3];
+        vm_memory::Bytes::read_slice(&*memory, &mut bytes, GuestAddress(DATA)).unwrap();
+        assert_eq!(bytes, [1, 2, 3]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_part_is_what_the_flat_bytes_say(
+            lengths in prop::collection::vec(1_usize..50, 0..6),
+            consumed in 0_usize..100,
+            skip in 0_usize..100,
+            max in 0_usize..100,
+        ) {
+            let memory = memory();
+            let mut iovecs = iovecs(&memory, &lengths);
+            let total = lengths.iter().sum::<usize>();
+            iovecs.advance(consumed);
+            let begin = (consumed + skip).min(total);
+            let expected: Vec<usize> = (begin..total).take(max).collect();
+            let flat = |vecs: &[libc::iovec]| -> Vec<usize> {
+                seen(&memory, vecs).iter().flat_map(|(start, len)| *start..start + len).collect()
+            };
+            for _ in 0..2 {
+                prop_assert_eq!(&iovecs.with_part(skip, max, flat), &expected);
+            }
+            prop_assert_eq!(iovecs.bytes(), total.saturating_sub(consumed));
+        }
+
+        #[test]
+        fn reads_writes_and_truncations_keep_count(
+            lengths in prop::collection::vec(1_usize..50, 0..6),
+            written in 0_usize..200,
+            kept in 0_usize..200,
+        ) {
+            let memory = memory();
+            let total = lengths.iter().sum::<usize>();
+            let source: Vec<u8> = (0..written).map(|n| n as u8 + 1).collect();
+            let done = iovecs(&memory, &lengths).write(&source);
+            prop_assert_eq!(done, written.min(total));
+            let mut reader = iovecs(&memory, &lengths);
+            reader.truncate(kept);
+            prop_assert_eq!(reader.bytes(), kept.min(total));
+            let mut target = vec![0; written];
+            let read = reader.read(&mut target);
+            prop_assert_eq!(read, written.min(total).min(kept));
+            prop_assert_eq!(&target[..read], &source[..read]);
+        }
     }
 }

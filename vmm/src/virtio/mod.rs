@@ -19,6 +19,7 @@ pub mod interrupt;
 pub mod iovecs;
 #[cfg(test)]
 pub mod testing;
+pub mod vsock;
 
 use std::sync::Arc;
 

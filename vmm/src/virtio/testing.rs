@@ -1,6 +1,10 @@
 //! The driver's side of a device, for tests: memory, rings, and chains both good and bad.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    ops::Range,
+    sync::Arc,
+};
 
 use event_manager::{EventManager, SubscriberId, SubscriberOps};
 use virtio_bindings::virtio_ring::{
@@ -171,15 +175,17 @@ impl Driver {
     }
 }
 
-/// A virtqueue from the driver's side. Descriptors are taken in order and never freed
-/// until the reset, so a test knows their indices.
+/// A virtqueue from the driver's side. Descriptors are taken in order from 0 on and, when
+/// they were used, again after all others.
 pub struct DriverQueue {
     pub size: u16,
     pub notify: Arc<EventFd>,
     memory: Memory,
     base: u64,
     event_idx: bool,
-    next_descriptor: u16,
+    free: VecDeque<u16>,
+    /// The descriptors of each chain in flight, by its head.
+    in_flight: HashMap<u32, Vec<u16>>,
     next_available: u16,
     next_used: u16,
 }
@@ -193,7 +199,8 @@ impl DriverQueue {
             memory: Arc::clone(memory),
             base: RING_AREA + index * RING_STRIDE,
             event_idx: false,
-            next_descriptor: 0,
+            free: VecDeque::new(),
+            in_flight: HashMap::new(),
             next_available: 0,
             next_used: 0,
         }
@@ -201,7 +208,8 @@ impl DriverQueue {
 
     fn reset(&mut self, event_idx: bool) -> ActiveQueue {
         self.event_idx = event_idx;
-        self.next_descriptor = 0;
+        self.free = (0..self.size).collect();
+        self.in_flight.clear();
         self.next_available = 0;
         self.next_used = 0;
         let zeros = [0; RING_STRIDE as usize];
@@ -216,22 +224,37 @@ impl DriverQueue {
 
     /// Makes a chain of these buffers available and returns its head.
     pub fn add(&mut self, buffers: &[Buffer]) -> u16 {
-        let head = self.next_descriptor;
-        self.next_descriptor += buffers.len() as u16;
-        assert!(self.next_descriptor <= self.size, "out of descriptors");
-        write_chain(&self.memory, self.base, head, buffers);
+        let indices = self.take_descriptors(buffers.len());
+        write_chain(&self.memory, self.base, &indices, buffers);
+        let head = indices[0];
+        self.in_flight.insert(head.into(), indices);
         self.publish(head);
         head
     }
 
     /// The same with the descriptors in an indirect table at `table`.
     pub fn add_indirect(&mut self, table: u64, buffers: &[Buffer]) -> u16 {
-        write_chain(&self.memory, table, 0, buffers);
-        let head = self.next_descriptor;
-        self.next_descriptor += 1;
+        let indices: Vec<u16> = (0..buffers.len() as u16).collect();
+        write_chain(&self.memory, table, &indices, buffers);
+        let head = self.take_descriptors(1)[0];
+        self.in_flight.insert(head.into(), vec![head]);
         self.put(head, table, buffers.len() as u32 * 16, INDIRECT, 0);
         self.publish(head);
         head
+    }
+
+    /// The head that the next chain will have.
+    pub fn next_free(&self) -> u16 {
+        *self.free.front().expect("a free descriptor")
+    }
+
+    pub fn free_count(&self) -> usize {
+        self.free.len()
+    }
+
+    fn take_descriptors(&mut self, count: usize) -> Vec<u16> {
+        assert!(count <= self.free.len(), "out of descriptors");
+        self.free.drain(..count).collect()
     }
 
     /// Writes a descriptor as it is.
@@ -265,6 +288,7 @@ impl DriverQueue {
             let [head, written]: [u32; 2] =
                 self.memory.read_obj(GuestAddress(slot)).expect("the rings are in RAM");
             used.push(Used { head, written });
+            self.free.extend(self.in_flight.remove(&head).into_iter().flatten());
             self.next_used = self.next_used.wrapping_add(1);
         }
         if self.event_idx {
@@ -282,17 +306,19 @@ impl DriverQueue {
     }
 }
 
-/// Writes a chain of descriptors from `first` on into the table at `table`.
-pub fn write_chain(memory: &Memory, table: u64, first: u16, buffers: &[Buffer]) {
-    for (index, buffer) in (first..).zip(buffers) {
+/// Writes a chain of descriptors into the table at `table`.
+pub fn write_chain(memory: &Memory, table: u64, indices: &[u16], buffers: &[Buffer]) {
+    for (position, (index, buffer)) in indices.iter().zip(buffers).enumerate() {
         let (address, bytes, write) = match *buffer {
             Buffer::Readable(address, bytes) => (address, bytes, 0),
             Buffer::Writable(address, bytes) => (address, bytes, WRITE),
         };
-        let last = usize::from(index - first) + 1 == buffers.len();
-        let flags = write | if last { 0 } else { NEXT };
-        let next = if last { 0 } else { index + 1 };
-        put_descriptor(memory, table, index, Descriptor::new(address, bytes, flags, next));
+        let (next_flag, next) = match indices.get(position + 1) {
+            Some(next) => (NEXT, *next),
+            None => (0, 0),
+        };
+        let descriptor = Descriptor::new(address, bytes, write | next_flag, next);
+        put_descriptor(memory, table, *index, descriptor);
     }
 }
 
