@@ -15,6 +15,7 @@ pub const CONFIG_CHANGE: u32 = 1 << 1;
 pub struct Interrupt {
     status: AtomicU32,
     needs_reset: AtomicBool,
+    config_generation: AtomicU32,
     /// Bound to the device's line of the interrupt controller (KVM_IRQFD).
     line: EventFd,
 }
@@ -22,7 +23,12 @@ pub struct Interrupt {
 impl Interrupt {
     /// An interrupt that signals the eventfd `line`, which must be non-blocking.
     pub fn new(line: EventFd) -> Self {
-        Self { status: AtomicU32::new(0), needs_reset: AtomicBool::new(false), line }
+        Self {
+            status: AtomicU32::new(0),
+            needs_reset: AtomicBool::new(false),
+            config_generation: AtomicU32::new(0),
+            line,
+        }
     }
 
     /// Tells the driver that buffers were used (virtio 1.2 §2.3). Whether the driver wants
@@ -31,9 +37,15 @@ impl Interrupt {
         self.raise(USED_BUFFER);
     }
 
-    /// Tells the driver that the config space, or the device status, has changed.
+    /// Tells the driver that the config space has changed; call it after the change.
     pub fn signal_config_change(&self) {
+        self.config_generation.fetch_add(1, Ordering::AcqRel);
         self.raise(CONFIG_CHANGE);
+    }
+
+    /// The ConfigGeneration register: another value after every change.
+    pub fn config_generation(&self) -> u32 {
+        self.config_generation.load(Ordering::Acquire)
     }
 
     /// Latches DEVICE_NEEDS_RESET in the device status (virtio 1.2 §2.1.2): the device

@@ -17,6 +17,8 @@ pub mod config_space;
 pub mod device_queue;
 pub mod interrupt;
 pub mod iovecs;
+pub mod mmio;
+pub mod registers;
 #[cfg(test)]
 pub mod testing;
 pub mod vsock;

@@ -1,0 +1,116 @@
+//! Makes the devices and connects them: registers to a bus, notifications and interrupts
+//! to eventfds, workers to threads.
+
+use std::{
+    fs::File,
+    sync::{Arc, Mutex},
+};
+
+use kvm_ioctls::{IoEventAddress, VmFd};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::{BuildError, kvm_failed};
+use crate::{
+    boot::layout::{self, VirtioSlot},
+    boot_timer::BootTimer,
+    bus::Bus,
+    devices::{
+        self, Sink,
+        boot_stamp::{self, BootStamp},
+        i8042::{self, I8042},
+        serial::{self, SerialPort},
+    },
+    io_thread::{IoHandle, IoLoop},
+    lifecycle::Lifecycle,
+    spec::BlockSpec,
+    virtio::{Interrupt, Memory, VirtioDevice, block::Block, mmio::Transport, registers::offset},
+};
+
+/// The virtio devices of a VM, before they are connected.
+pub(super) struct Virtio {
+    pub(super) block: Vec<BlockSpec>,
+}
+
+type NamedLoop = (&'static str, IoLoop);
+
+impl Virtio {
+    /// All devices on a bus, and the loops that serve their workers. Disks have a thread
+    /// of their own: their requests block.
+    pub(super) fn connect(
+        self,
+        vm: &VmFd,
+        memory: &Memory,
+    ) -> Result<(Bus, Vec<NamedLoop>), BuildError> {
+        let mut bus = Bus::new("access to no MMIO device");
+        let mut loops = Vec::new();
+        let mut slots = layout::virtio_slots();
+        for (thread, devices) in [("block", self.disks()?)] {
+            if devices.is_empty() {
+                continue;
+            }
+            let io = IoLoop::new().map_err(BuildError::EventLoop)?;
+            for (device, slot) in devices.into_iter().zip(&mut slots) {
+                let transport = connect(vm, memory, device, slot, io.handle())?;
+                let transport = Arc::new(Mutex::new(transport));
+                bus.insert(slot.address, layout::VIRTIO_MMIO_BYTES, transport)?;
+            }
+            loops.push((thread, io));
+        }
+        Ok((bus, loops))
+    }
+
+    fn disks(self) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
+        let open = |spec: BlockSpec| -> Result<Box<dyn VirtioDevice>, BuildError> {
+            let serial = spec.serial.clone();
+            let block = Block::new(spec).map_err(|source| BuildError::Block { serial, source })?;
+            Ok(Box::new(block))
+        };
+        self.block.into_iter().map(open).collect()
+    }
+}
+
+/// Gives `device` the registers, the interrupt and the notifications of `slot`.
+fn connect(
+    vm: &VmFd,
+    memory: &Memory,
+    device: Box<dyn VirtioDevice>,
+    slot: VirtioSlot,
+    io: IoHandle,
+) -> Result<Transport, BuildError> {
+    let line = event()?;
+    vm.register_irqfd(&line, slot.irq).map_err(kvm_failed("bind an interrupt"))?;
+    let register = IoEventAddress::Mmio(slot.address + offset::QUEUE_NOTIFY);
+    let mut notify = Vec::new();
+    for index in 0..device.queue_max_sizes().len() as u32 {
+        let event = event()?;
+        vm.register_ioevent(&event, &register, index).map_err(kvm_failed("bind a notification"))?;
+        notify.push(Arc::new(event));
+    }
+    let interrupt = Arc::new(Interrupt::new(line));
+    Ok(Transport::new(device, interrupt, notify, memory.clone(), io))
+}
+
+/// The devices on port I/O, and the console among them.
+pub(super) fn ports(
+    vm: &VmFd,
+    lifecycle: &Arc<Lifecycle>,
+    timer: &Arc<BootTimer>,
+    console: Option<File>,
+) -> Result<(Bus, Arc<Mutex<SerialPort>>), BuildError> {
+    let line = event()?;
+    vm.register_irqfd(&line, layout::SERIAL_IRQ).map_err(kvm_failed("bind an interrupt"))?;
+    let serial = Arc::new(Mutex::new(SerialPort::new(line, console)));
+    let keyboard = Arc::new(Mutex::new(I8042(lifecycle.clone())));
+    let stamp = Arc::new(Mutex::new(BootStamp(timer.clone())));
+
+    let mut bus = Bus::new("access to no port");
+    bus.insert(serial::PORT, serial::PORTS, serial.clone())?;
+    bus.insert(i8042::PORT, i8042::PORTS, keyboard)?;
+    bus.insert(boot_stamp::PORT, 1, stamp)?;
+    bus.insert(devices::POST_PORT, 1, Arc::new(Mutex::new(Sink)))?;
+    Ok((bus, serial))
+}
+
+fn event() -> Result<EventFd, BuildError> {
+    EventFd::new(EFD_NONBLOCK).map_err(BuildError::Event)
+}

@@ -1,0 +1,72 @@
+//! Becomes a user without rights.
+
+use std::ptr;
+
+use super::{JailError, check};
+
+/// Becomes `uid` and `gid`, in no other group and without any capability, for good.
+pub(super) fn drop_all(uid: u32, gid: u32) -> Result<(), JailError> {
+    drop_bounding_set()?;
+    // SAFETY: changes the credentials of this thread, the only one.
+    unsafe {
+        check("leave all groups", libc::setgroups(0, ptr::null()))?;
+        check("take the group", libc::setresgid(gid, gid, gid))?;
+        check("take the user", libc::setresuid(uid, uid, uid))?;
+    }
+    clear_capabilities()?;
+    control("forbid new privileges", libc::PR_SET_NO_NEW_PRIVS, 1)?;
+    // Nobody but root may trace the process or read its memory. After the change of user,
+    // which resets it.
+    control("forbid tracing", libc::PR_SET_DUMPABLE, 0)
+}
+
+/// Lets the kernel kill this process when its parent's thread ends.
+///
+/// Not for a parent with a control socket: there the end of the parent is the end of the
+/// socket, and does not depend on which of the parent's threads made the vmm.
+pub(super) fn die_with_parent() -> Result<(), JailError> {
+    control("die with the parent", libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)
+}
+
+pub(super) fn clear_environment() -> Result<(), JailError> {
+    // SAFETY: there is one thread, and nothing holds a pointer into the environment.
+    check("clear the environment", if unsafe { libc::clearenv() } == 0 { 0 } else { -1 })
+}
+
+/// Takes every capability out of the bounding set, as far as the kernel knows them.
+fn drop_bounding_set() -> Result<(), JailError> {
+    const STEP: &str = "drop the capability bounding set";
+    for capability in 0..64 {
+        // SAFETY: takes numbers only.
+        let known = unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability, 0, 0, 0) };
+        if known == -1 {
+            // Beyond the last capability of this kernel.
+            break;
+        }
+        control(STEP, libc::PR_CAPBSET_DROP, capability)?;
+    }
+    Ok(())
+}
+
+/// Empties the permitted, effective and inheritable sets, and with them the ambient one.
+fn clear_capabilities() -> Result<(), JailError> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    /// Two sets of three 32-bit words, in version 3.
+    type Data = [u32; 6];
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = Header { version: VERSION_3, pid: 0 };
+    let data: Data = [0; 6];
+    // SAFETY: header and data have the layout of version 3 (capset(2)) and outlive the
+    // call.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const data) };
+    check("drop all capabilities", result)
+}
+
+fn control(step: &'static str, option: i32, value: libc::c_ulong) -> Result<(), JailError> {
+    // SAFETY: the options used here take a number and no pointer.
+    check(step, unsafe { libc::prctl(option, value, 0, 0, 0) })
+}

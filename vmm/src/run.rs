@@ -1,0 +1,150 @@
+//! The life of the process: config, jail, VM, and the exit code.
+
+use std::{
+    fs::File,
+    io,
+    os::{fd::RawFd, unix::fs::FileExt},
+    sync::Arc,
+};
+
+use crate::{
+    boot_timer::{BootTimer, Stage, process_cpu_usec},
+    builder::{self, BuildError},
+    config::{Fd, VmConfig},
+    control::{ControlEvent, EndReason, Report},
+    error_chain,
+    jail::{self, JailError},
+    monitor::{self, Channel},
+    spec::{FdError, Files, JailSpec, SpecError, VmSpec},
+    vm::{StartError, Vm},
+};
+
+/// The VM has ended as a VM ends.
+pub const EXIT_ENDED: u8 = 0;
+/// The VM could not be built, or failed.
+pub const EXIT_FAILED: u8 = 1;
+/// The config is invalid.
+pub const EXIT_CONFIG: u8 = 2;
+
+/// The longest config that is read.
+const CONFIG_BYTES: u64 = 256 << 10;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("open the config: file descriptor {0}")]
+    Open(Fd, #[source] FdError),
+    #[error("the config has {0} bytes, the limit is {CONFIG_BYTES}")]
+    TooLong(u64),
+    #[error("read the config")]
+    Read(#[source] io::Error),
+    #[error("the config is not the JSON of a VM")]
+    Parse(#[source] serde_json::Error),
+    #[error("file descriptor of the control socket")]
+    Control(#[source] FdError),
+    #[error("the config makes no VM")]
+    Spec(#[from] SpecError),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("confine the process")]
+    Jail(#[from] JailError),
+    #[error("build the VM")]
+    Build(#[from] BuildError),
+    #[error("start the VM")]
+    Start(#[from] StartError),
+}
+
+/// Runs the VM that the config in `config_fd` describes, and returns the exit code.
+///
+/// `files` are those that the process inherited.
+pub fn run(config_fd: RawFd, mut files: Files, timer: BootTimer) -> u8 {
+    let timer = Arc::new(timer);
+    let mut channel = None;
+    let prepared = prepare(config_fd, &mut files, &mut channel);
+    let (spec, jail) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => return fail(&error, channel.as_mut(), &timer, EXIT_CONFIG),
+    };
+    let vm = match start(spec, jail, &files, channel.is_some(), &timer) {
+        Ok(vm) => vm,
+        Err(error) => return fail(&error, channel.as_mut(), &timer, EXIT_FAILED),
+    };
+    match monitor::supervise(&vm, channel.as_mut()) {
+        EndReason::Failed { message } => {
+            eprintln!("caisson-vmm: {message}");
+            EXIT_FAILED
+        }
+        _ => EXIT_ENDED,
+    }
+}
+
+/// Reads and checks the config, and takes over the files that it names; the control
+/// socket first, so that the parent hears what is wrong with the rest.
+fn prepare(
+    config_fd: RawFd,
+    files: &mut Files,
+    channel: &mut Option<Channel>,
+) -> Result<(VmSpec, Option<JailSpec>), ConfigError> {
+    let config = read_config(config_fd, files)?;
+    if let Some(fd) = config.control {
+        *channel = Some(Channel::new(files.stream(fd).map_err(ConfigError::Control)?));
+    }
+    let jail = config.jail.as_ref().map(JailSpec::check).transpose()?;
+    Ok((VmSpec::adopt(&config, files)?, jail))
+}
+
+fn read_config(fd: RawFd, files: &mut Files) -> Result<VmConfig, ConfigError> {
+    let file = files.regular(fd).map_err(|source| ConfigError::Open(fd, source))?;
+    let bytes = config_bytes(&file)?;
+    serde_json::from_slice(&bytes).map_err(ConfigError::Parse)
+}
+
+fn config_bytes(file: &File) -> Result<Vec<u8>, ConfigError> {
+    let length = file.metadata().map_err(ConfigError::Read)?.len();
+    if length > CONFIG_BYTES {
+        return Err(ConfigError::TooLong(length));
+    }
+    let mut bytes = vec![0; length as usize];
+    // From its start, wherever the writer has left the offset.
+    file.read_exact_at(&mut bytes, 0).map_err(ConfigError::Read)?;
+    Ok(bytes)
+}
+
+/// Confines the process, then builds the VM and starts its threads.
+fn start(
+    spec: VmSpec,
+    jail: Option<JailSpec>,
+    files: &Files,
+    has_control: bool,
+    timer: &Arc<BootTimer>,
+) -> Result<Vm, RunError> {
+    if let Some(jail) = jail {
+        jail::enter(&jail, &files.taken(), !has_control)?;
+    }
+    timer.stamp(Stage::Jailed);
+    let parts = builder::build(spec, timer.clone())?;
+    Ok(Vm::start(parts)?)
+}
+
+/// Tells everyone who may listen, and returns `code`.
+fn fail(
+    error: &dyn std::error::Error,
+    channel: Option<&mut Channel>,
+    timer: &BootTimer,
+    code: u8,
+) -> u8 {
+    let message = error_chain(error);
+    eprintln!("caisson-vmm: {message}");
+    if let Some(channel) = channel {
+        let report = Report {
+            stages_usec: timer.stages_usec(),
+            cpu_usec: process_cpu_usec(),
+            ..Report::default()
+        };
+        // The parent that does not read it still has the exit code.
+        let _ =
+            channel.send(&ControlEvent::Ended { reason: EndReason::Failed { message }, report });
+    }
+    code
+}

@@ -1,0 +1,126 @@
+//! A VM whose threads are there: it can be run, paused, asked and ended.
+
+use std::{
+    os::fd::{AsRawFd, RawFd},
+    sync::{Arc, Mutex},
+    thread::JoinHandle,
+};
+
+use vmm_sys_util::signal::Killable;
+
+use crate::{
+    boot_timer::{BootTimer, process_cpu_usec},
+    control::{EndReason, Report},
+    devices::serial::SerialPort,
+    exits::{self, ExitCounts},
+    io_thread::IoLoop,
+    lifecycle::Lifecycle,
+    seccomp::{self, SeccompError, ThreadKind},
+    threads::{ThreadError, spawn_confined},
+    vcpu::{self, Vcpu},
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("filter system calls")]
+    Seccomp(#[from] SeccompError),
+    #[error("start the VM's threads")]
+    Thread(#[from] ThreadError),
+    #[error("handle the signal that makes a vCPU leave the guest")]
+    Signal(#[source] vmm_sys_util::errno::Error),
+}
+
+/// The parts of a VM that is built, before it has threads.
+pub struct Parts {
+    pub vcpus: Vec<Vcpu>,
+    /// With the names of their threads.
+    pub io_loops: Vec<(&'static str, IoLoop)>,
+    pub lifecycle: Arc<Lifecycle>,
+    pub timer: Arc<BootTimer>,
+    pub console: Arc<Mutex<SerialPort>>,
+}
+
+/// A VM with its threads, paused before its first instruction.
+pub struct Vm {
+    lifecycle: Arc<Lifecycle>,
+    timer: Arc<BootTimer>,
+    exits: Vec<Arc<ExitCounts>>,
+    vcpus: Vec<JoinHandle<()>>,
+    console: Arc<Mutex<SerialPort>>,
+}
+
+impl Vm {
+    /// Starts all threads, each confined; last, confines the calling thread, which will
+    /// be the control thread.
+    pub fn start(parts: Parts) -> Result<Self, StartError> {
+        let Parts { vcpus, io_loops, lifecycle, timer, console } = parts;
+        vcpu::install_kick_handler().map_err(StartError::Signal)?;
+        let [io, cpu, control] =
+            [ThreadKind::Io, ThreadKind::Vcpu, ThreadKind::Control].map(seccomp::compile);
+        let (io, cpu, control) = (io?, cpu?, control?);
+
+        for (name, io_loop) in io_loops {
+            let lifecycle = lifecycle.clone();
+            // Runs as long as the process; its workers end with their devices.
+            spawn_confined(name, &io, move || {
+                let message =
+                    format!("the {name} thread cannot wait for events: {}", io_loop.run());
+                lifecycle.end(EndReason::Failed { message });
+            })?;
+        }
+        let exits = vcpus.iter().map(|vcpu| vcpu.exits.clone()).collect();
+        let vcpus = vcpus
+            .into_iter()
+            .map(|vcpu| spawn_confined(&format!("vcpu{}", vcpu.number), &cpu, || vcpu.run()))
+            .collect::<Result<_, _>>()?;
+        seccomp::install(&control)?;
+        Ok(Self { lifecycle, timer, exits, vcpus, console })
+    }
+
+    pub fn resume(&self) {
+        self.lifecycle.resume();
+    }
+
+    /// Returns when no vCPU is in the guest.
+    pub fn pause(&self) {
+        self.lifecycle.pause(|| self.kick());
+    }
+
+    /// Ends the VM; a vCPU that is in the guest leaves it.
+    pub fn end(&self, reason: EndReason) {
+        self.lifecycle.end(reason);
+        self.kick();
+    }
+
+    pub fn ended(&self) -> Option<EndReason> {
+        self.lifecycle.ended()
+    }
+
+    /// Becomes readable when the VM has ended.
+    pub fn end_fd(&self) -> RawFd {
+        self.lifecycle.as_raw_fd()
+    }
+
+    pub fn report(&self) -> Report {
+        Report {
+            stages_usec: self.timer.stages_usec(),
+            exits: exits::sum(self.exits.iter().map(AsRef::as_ref)),
+            cpu_usec: process_cpu_usec(),
+        }
+    }
+
+    /// Writes what the console holds of an unfinished line, unless a vCPU is stuck in
+    /// writing to it.
+    pub fn flush_console(&self) {
+        if let Ok(mut console) = self.console.try_lock() {
+            console.flush();
+        }
+    }
+
+    fn kick(&self) {
+        for vcpu in &self.vcpus {
+            // A thread that has ended is not in the guest.
+            let _ = vcpu.kill(vcpu::kick_signal());
+        }
+    }
+}
