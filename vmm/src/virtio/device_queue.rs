@@ -4,17 +4,18 @@
 //! nothing more is read from it until the driver resets the device. The worker stays
 //! alive, so the reset always works.
 
-use std::{ops::Deref, os::fd::RawFd, sync::Arc};
+use std::{io, ops::Deref, os::fd::AsRawFd, sync::Arc};
 
 use event_manager::{EventOps, EventSet, Events};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::{eventfd::EventFd, timerfd::TimerFd};
 
 use super::{
     ActivateError, Activation, ActiveQueue, Interrupt, Memory,
     chain::{Chain, ChainError, Table},
+    kick_limit::{KickLimit, MUTE},
 };
 
 /// The ring features that every device here offers.
@@ -49,6 +50,8 @@ pub enum QueueError {
     Chain(#[source] ChainError),
     #[error("a chain does not have the buffers that the device needs")]
     Layout,
+    #[error("the host cannot do what every request needs")]
+    Host(#[source] io::Error),
 }
 
 pub struct DeviceQueue {
@@ -62,6 +65,9 @@ pub struct DeviceQueue {
     /// Whether anything was completed since the driver was last signalled.
     news: bool,
     failure: Option<QueueError>,
+    kick_limit: KickLimit,
+    /// Made when the driver is first muted; ends that.
+    unmute_timer: Option<TimerFd>,
 }
 
 /// The queues of an activation, of which the driver must have set up all but the last
@@ -104,12 +110,9 @@ impl DeviceQueue {
             spare: None,
             news: false,
             failure: None,
+            kick_limit: KickLimit::default(),
+            unmute_timer: None,
         }
-    }
-
-    /// The eventfd that the driver's notifications signal.
-    pub fn fd(&self) -> RawFd {
-        std::os::fd::AsRawFd::as_raw_fd(self.notify.deref())
     }
 
     /// Asks the event manager for the driver's notifications, and looks once without one:
@@ -120,10 +123,42 @@ impl DeviceQueue {
         self.wake_self();
     }
 
-    /// Clears the notification that woke the worker.
-    pub fn acknowledge(&self) {
-        // It is non-blocking; an error says that another wake-up has cleared it already.
-        let _ = self.notify.read();
+    /// Takes in an event, if it is one of this queue's: then there may be chains.
+    pub fn on_event(&mut self, events: Events, ops: &mut EventOps) -> bool {
+        if events.fd() == self.notify.as_raw_fd() {
+            // It is non-blocking; an error says that it was cleared already.
+            let _ = self.notify.read();
+            if self.kick_limit.on_kick() {
+                self.mute(ops);
+            }
+            return true;
+        }
+        let is_unmute = self.unmute_timer.as_ref().map(AsRawFd::as_raw_fd) == Some(events.fd());
+        if is_unmute {
+            self.listen(EventSet::IN, ops);
+        }
+        is_unmute
+    }
+
+    /// Does not listen to the driver for a while. If the host has no timer for that, it
+    /// goes on listening.
+    fn mute(&mut self, ops: &mut EventOps) {
+        if self.unmute_timer.is_none()
+            && let Ok(timer) = TimerFd::new()
+            // Edge-triggered, so that the timer need not be read.
+            && ops.add(Events::new(&timer, EventSet::IN | EventSet::EDGE_TRIGGERED)).is_ok()
+        {
+            self.unmute_timer = Some(timer);
+        }
+        if let Some(timer) = &mut self.unmute_timer
+            && timer.reset(MUTE, None).is_ok()
+        {
+            self.listen(EventSet::empty(), ops);
+        }
+    }
+
+    fn listen(&self, events: EventSet, ops: &mut EventOps) {
+        ops.modify(Events::new(self.notify.deref(), events)).expect("the eventfd is registered");
     }
 
     /// Wakes this worker again, after other devices had their turn.
@@ -153,6 +188,7 @@ impl DeviceQueue {
         let table =
             Table { address: GuestAddress(self.queue.desc_table()), size: self.queue.size() };
         let mut chain = self.spare.take().unwrap_or_else(|| Chain::new(&self.memory));
+        self.kick_limit.note_use();
         match chain.load(&self.memory, table, head, self.indirect_allowed) {
             Ok(()) => Some(chain),
             Err(error) => {

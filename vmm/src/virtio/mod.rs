@@ -11,16 +11,20 @@
 //! owns what one activation needs (queues, memory, interrupt). So nothing can touch a
 //! queue that the driver has taken back.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod config_space;
 pub mod device_queue;
 pub mod interrupt;
 pub mod iovecs;
+pub mod kick_limit;
 pub mod mmio;
 pub mod registers;
+pub mod rng;
 #[cfg(test)]
 pub mod testing;
+pub mod token_bucket;
 pub mod vsock;
 
 use std::sync::Arc;

@@ -131,8 +131,8 @@ impl MutEventSubscriber for BlockWorker {
         self.queue.register(ops);
     }
 
-    fn process(&mut self, _events: Events, _ops: &mut EventOps) {
-        self.queue.acknowledge();
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        self.queue.on_event(events, ops);
         self.queue.serve(BUDGET, |chain| self.disk.handle(chain));
     }
 }

@@ -95,15 +95,9 @@ impl MutEventSubscriber for VsockWorker {
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        let fd = events.fd();
-        if fd == self.transmit.fd() {
-            self.transmit.acknowledge();
+        if self.transmit.on_event(events, ops) {
             self.take_packets(ops);
-        } else if fd == self.receive.fd() {
-            self.receive.acknowledge();
-        } else if fd == self.event.fd() {
-            self.event.acknowledge();
-        } else {
+        } else if !self.receive.on_event(events, ops) && !self.event.on_event(events, ops) {
             self.bridge.on_event(events, ops);
         }
         self.give_packets(ops);
