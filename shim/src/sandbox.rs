@@ -1,0 +1,70 @@
+//! What a container needs of the VM it runs in.
+//!
+//! Two implementations: [`crate::vm`] spawns the vmm; the tests' fake serves an agent
+//! over Unix sockets, so that a container's life can be tested without KVM.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use async_trait::async_trait;
+use tokio::net::UnixStream;
+
+use crate::{agent_client::AgentClient, kind::ErrorKind, rootfs::Rootfs};
+
+/// Starts sandboxes.
+#[async_trait]
+pub trait Launcher: Send + Sync + 'static {
+    /// Boots a VM and waits until its agent serves. Dropping the future ends the VM.
+    async fn launch(&self, spec: SandboxSpec) -> Result<Arc<dyn Sandbox>, LaunchError>;
+}
+
+/// A VM whose agent serves. It lives until it is killed or ends.
+#[async_trait]
+pub trait Sandbox: Send + Sync + 'static {
+    fn agent(&self) -> &AgentClient;
+
+    /// The pid on the host of the process that is the VM.
+    fn pid(&self) -> u32;
+
+    /// A stream to a port on which the agent listens.
+    async fn connect(&self, port: u32) -> io::Result<UnixStream>;
+
+    /// Ends the VM at once, for this reason. The first reason counts.
+    fn kill(&self, reason: &str);
+
+    /// Resolves when the VM has ended and nothing of it is left on the host.
+    async fn ended(&self) -> End;
+}
+
+/// The VM to boot.
+#[derive(Debug)]
+pub struct SandboxSpec {
+    pub id: String,
+    /// Sockets, the journal and the console's log go here.
+    pub bundle: PathBuf,
+    pub size: VmSize,
+    /// The images of its block devices, open.
+    pub rootfs: Rootfs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VmSize {
+    pub vcpus: u8,
+    pub memory_mib: u32,
+}
+
+/// Why a VM is no more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct End {
+    pub reason: String,
+}
+
+/// A VM that did not come to serve.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct LaunchError {
+    pub kind: ErrorKind,
+    /// The stage reached, the vmm's end and the console's tail, for the user.
+    pub message: String,
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}

@@ -1,0 +1,196 @@
+//! The containers of one shim: which there are, and that each operation on one happens
+//! once, however many ask.
+//!
+//! A shim has one container and its VM today; nothing here would change for several in
+//! one VM.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use containerd_shim::protos::events::task::TaskCreate;
+use tokio::sync::watch;
+
+use crate::{
+    container::{Container, CreateRequest},
+    error::Error,
+    events::EventSink,
+    exit::Exit,
+    plan,
+    sandbox::Launcher,
+};
+
+pub struct Service {
+    launcher: Box<dyn Launcher>,
+    events: EventSink,
+    containers: Mutex<Containers>,
+    /// Set when the shim is to exit.
+    exiting: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct Containers {
+    slots: HashMap<String, Slot>,
+    /// No more are taken.
+    closed: bool,
+}
+
+enum Slot {
+    Creating { cancel: watch::Sender<bool> },
+    Ready(Arc<Container>),
+}
+
+impl Service {
+    pub fn new(launcher: impl Launcher, events: EventSink) -> Arc<Self> {
+        Arc::new(Self {
+            launcher: Box::new(launcher),
+            events,
+            containers: Mutex::default(),
+            exiting: watch::Sender::new(false),
+        })
+    }
+
+    /// Creates a container and tells so with `event`, whose container fields are filled in.
+    pub async fn create(
+        &self,
+        request: CreateRequest,
+        event: TaskCreate,
+    ) -> Result<Arc<Container>, Error> {
+        let id = request.id.clone();
+        plan::check_id("the container's id", &id)?;
+        let cancelled = self.reserve(&id)?;
+        let events = self.events.clone();
+        let created = Container::create(request, self.launcher.as_ref(), events, cancelled).await;
+        let mut containers = self.containers();
+        match created {
+            Ok(container) => {
+                container.publish_create(event);
+                containers.slots.insert(id, Slot::Ready(container.clone()));
+                Ok(container)
+            }
+            Err(error) => {
+                containers.slots.remove(&id);
+                Err(error)
+            }
+        }
+    }
+
+    pub fn get(&self, id: &str) -> Result<Arc<Container>, Error> {
+        match self.containers().slots.get(id) {
+            Some(Slot::Ready(container)) => Ok(container.clone()),
+            _ => Err(not_found(id)),
+        }
+    }
+
+    /// Sends a signal; a container that is being created is cancelled instead.
+    pub async fn kill(
+        &self,
+        id: &str,
+        exec: Option<&str>,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), Error> {
+        if let Some(Slot::Creating { cancel }) = self.containers().slots.get(id) {
+            cancel.send_replace(true);
+            return Ok(());
+        }
+        self.get(id)?.kill(exec, signal, all).await
+    }
+
+    /// Deletes an ended container, or one that was never started. Of several at once one
+    /// succeeds; to the others it is not there.
+    pub async fn delete(&self, id: &str) -> Result<(Arc<Container>, Exit), Error> {
+        let container = self.get(id)?;
+        let exit = container.delete().await?;
+        if !self.forget(&container) {
+            return Err(not_found(id));
+        }
+        container.publish_delete(&exit);
+        Ok((container, exit))
+    }
+
+    /// Lets the shim exit if nothing is left in it; with `now` ends what is left. Says
+    /// whether it exits.
+    pub async fn shutdown(&self, now: bool) -> bool {
+        {
+            let mut containers = self.containers();
+            if !now && !containers.slots.is_empty() {
+                return false;
+            }
+            containers.closed = true;
+        }
+        self.end_all("the shim is shutting down").await;
+        self.exiting.send_replace(true);
+        true
+    }
+
+    /// Ends every VM, and every creation of one.
+    async fn end_all(&self, reason: &str) {
+        loop {
+            let container = {
+                let containers = self.containers();
+                for slot in containers.slots.values() {
+                    if let Slot::Creating { cancel } = slot {
+                        cancel.send_replace(true);
+                    }
+                }
+                containers.slots.values().find_map(|slot| match slot {
+                    Slot::Ready(container) => Some(container.clone()),
+                    Slot::Creating { .. } => None,
+                })
+            };
+            match container {
+                Some(container) => {
+                    container.destroy(reason).await;
+                    self.forget(&container);
+                }
+                None if self.containers().slots.is_empty() => return,
+                // A cancelled creation cleans up and leaves.
+                None => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+            }
+        }
+    }
+
+    /// Resolves when the shim is to exit.
+    pub async fn exiting(&self) {
+        // The sender lives in `self`.
+        let _ = self.exiting.subscribe().wait_for(|&exiting| exiting).await;
+    }
+
+    fn reserve(&self, id: &str) -> Result<watch::Receiver<bool>, Error> {
+        let mut containers = self.containers();
+        if containers.closed {
+            let state = "the shim is shutting down";
+            return Err(Error::State { action: "create", id: id.to_owned(), state });
+        }
+        if containers.slots.contains_key(id) {
+            return Err(Error::AlreadyExists { what: "container", id: id.to_owned() });
+        }
+        let (cancel, cancelled) = watch::channel(false);
+        containers.slots.insert(id.to_owned(), Slot::Creating { cancel });
+        Ok(cancelled)
+    }
+
+    /// Forgets this container; false if another did.
+    fn forget(&self, container: &Arc<Container>) -> bool {
+        let mut containers = self.containers();
+        let same = matches!(
+            containers.slots.get(&container.id),
+            Some(Slot::Ready(present)) if Arc::ptr_eq(present, container)
+        );
+        if same {
+            containers.slots.remove(&container.id);
+        }
+        same
+    }
+
+    fn containers(&self) -> MutexGuard<'_, Containers> {
+        // No code panics while it holds the table.
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn not_found(id: &str) -> Error {
+    Error::NotFound { what: "container", id: id.to_owned() }
+}
