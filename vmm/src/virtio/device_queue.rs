@@ -216,14 +216,27 @@ impl DeviceQueue {
 
     /// Interrupts the driver, if it wants to hear about what was completed.
     pub fn signal(&mut self) {
+        if self.wants_signal() {
+            self.interrupt.signal_used_queue();
+        }
+    }
+
+    /// The same for two queues of a device, by one interrupt.
+    pub fn signal_both(&mut self, other: &mut Self) {
+        // Both are asked: the answer is also the note that the driver will be told.
+        if self.wants_signal() | other.wants_signal() {
+            self.interrupt.signal_used_queue();
+        }
+    }
+
+    fn wants_signal(&mut self) -> bool {
         if !std::mem::take(&mut self.news) {
-            return;
+            return false;
         }
-        match self.queue.needs_notification(self.memory.deref()) {
-            Ok(true) => self.interrupt.signal_used_queue(),
-            Ok(false) => (),
-            Err(error) => self.fail(QueueError::Ring(error)),
-        }
+        self.queue.needs_notification(self.memory.deref()).unwrap_or_else(|error| {
+            self.fail(QueueError::Ring(error));
+            false
+        })
     }
 
     /// Asks the driver for a notification when it makes a chain available. Returns whether
@@ -257,7 +270,7 @@ impl DeviceQueue {
     }
 
     /// Handles available chains until there are none or the budget is spent; then the rest
-    /// follows in another wake-up. `handle` returns the number of bytes it wrote, or that
+    /// follows in another wake-up. The driver is not signalled yet. `handle` returns the number of bytes it wrote, or that
     /// the chain lacks the buffers it needs.
     pub fn serve(
         &mut self,
@@ -283,6 +296,5 @@ impl DeviceQueue {
                 break;
             }
         }
-        self.signal();
     }
 }

@@ -151,10 +151,13 @@ impl MutEventSubscriber for BalloonWorker {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         if self.inflate.on_event(events, ops) {
             self.inflate.serve(BUDGET, |chain| inflate(&self.memory, chain));
+            self.inflate.signal();
         } else if self.deflate.on_event(events, ops) {
             self.deflate.serve(BUDGET, |_| Ok(0));
+            self.deflate.signal();
         } else if self.reporting.on_event(events, ops) {
             self.reporting.serve(BUDGET, report);
+            self.reporting.signal();
         }
     }
 }

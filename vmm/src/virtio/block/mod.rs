@@ -134,6 +134,7 @@ impl MutEventSubscriber for BlockWorker {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         self.queue.on_event(events, ops);
         self.queue.serve(BUDGET, |chain| self.disk.handle(chain));
+        self.queue.signal();
     }
 }
 

@@ -101,6 +101,7 @@ impl MutEventSubscriber for VsockWorker {
             self.bridge.on_event(events, ops);
         }
         self.give_packets(ops);
+        self.transmit.signal_both(&mut self.receive);
     }
 }
 
@@ -149,7 +150,6 @@ impl VsockWorker {
                 break;
             }
         }
-        self.receive.signal();
     }
 }
 
