@@ -1,0 +1,329 @@
+//! A container's beginning and end.
+//!
+//! | creation, in the agent | why in this order |
+//! |---|---|
+//! | check the plan | nothing to undo yet |
+//! | cut the disks | the child mounts partitions that must exist |
+//! | cgroup with limits and device filter | the child is born in it |
+//! | pipes and stream listeners | the shim connects when it has the reply |
+//! | fork | the rest happens in [`crate::child`] |
+
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use caisson_agent_protocol::{
+    AgentError, ErrorKind, Outcome,
+    plan::{ContainerPlan, Extent, PidNamespace, ProcessPlan, RootfsPlan, StdioPorts},
+};
+
+use crate::{
+    cgroup::Cgroup,
+    child::{self, Role, Task},
+    disk::DiskError,
+    error::{At, OsError, wire},
+    process::{Process, State},
+    report,
+    rootfs::RootDevices,
+    runtime::{Container, Removal, Runtime, kill},
+    stdio::Stdio,
+    sys::{self, Fork},
+    validate,
+    watch::{Key, Wake},
+};
+
+/// Processes that the agent looks after at once.
+const MAX_PROCESSES: usize = 1024;
+/// How long a killed container may take to be gone.
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Runtime {
+    /// Begins a container; the reply to `request` comes when its child is ready.
+    pub(crate) fn create_container(
+        &mut self,
+        request: u64,
+        plan: &ContainerPlan,
+    ) -> Result<(), AgentError> {
+        validate::container(plan)?;
+        self.require_free(&plan.id)?;
+        let pid_namespace = match &plan.namespaces.pid {
+            PidNamespace::Own => None,
+            PidNamespace::Of { container } => Some(self.running_init(container)?),
+        };
+        let (devices, extents) = self.acquire(&plan.rootfs)?;
+        let cgroup = Cgroup::create(&self.config.cgroup_root, &plan.id, &plan.resources)
+            .inspect_err(|_| self.release(&extents))?;
+        let key = self.spawn(Spawn {
+            request,
+            container: &plan.id,
+            exec: None,
+            process: &plan.process,
+            ports: &plan.stdio,
+            role: Role::Init { plan, devices: &devices },
+            namespaces: namespace_flags(plan),
+            pid_namespace,
+            cgroup: &cgroup,
+        });
+        let key = key.inspect_err(|_| {
+            // Nothing is in it; the first error is the one to report.
+            let _ = cgroup.remove();
+            self.release(&extents);
+        })?;
+        if let Some(events) = cgroup.events_fd() {
+            // Without the watch a kill is still seen when the process exits.
+            let _ = self.watch.add(events, Wake::Memory(key));
+        }
+        let container =
+            Container { cgroup, extents, init: key, execs: BTreeMap::new(), oom_kills: 0 };
+        self.containers.insert(plan.id.clone(), container);
+        Ok(())
+    }
+
+    /// Begins a further process in a running container.
+    pub(crate) fn create_exec(
+        &mut self,
+        request: u64,
+        container: &str,
+        exec: &str,
+        process: &ProcessPlan,
+        ports: &StdioPorts,
+    ) -> Result<(), AgentError> {
+        validate::id(exec)?;
+        validate::process(process, ports)?;
+        let init = self.running_init(container)?;
+        if self.container(container)?.execs.contains_key(exec) {
+            let message = format!("exec {exec:?} of container {container:?} exists already");
+            return Err(wire(ErrorKind::AlreadyExists, message));
+        }
+        // Out of the map while its parts are used beside `self`.
+        let mut held = self.containers.remove(container).expect("looked up above");
+        let key = self.spawn(Spawn {
+            request,
+            container,
+            exec: Some(exec),
+            process,
+            ports,
+            role: Role::Exec { init: init.as_fd() },
+            namespaces: 0,
+            pid_namespace: init.try_clone().ok(),
+            cgroup: &held.cgroup,
+        });
+        if let Ok(key) = &key {
+            held.execs.insert(exec.to_owned(), *key);
+        }
+        self.containers.insert(container.to_owned(), held);
+        key.map(drop)
+    }
+
+    fn require_free(&self, id: &str) -> Result<(), AgentError> {
+        let taken = self.containers.contains_key(id) || self.removals.iter().any(|r| r.id == id);
+        if taken {
+            let message = format!("container {id:?} exists already");
+            return Err(wire(ErrorKind::AlreadyExists, message));
+        }
+        Ok(())
+    }
+
+    /// A pidfd of the first process of a container that runs.
+    fn running_init(&self, id: &str) -> Result<OwnedFd, AgentError> {
+        let init = &self.processes[&self.container(id)?.init];
+        if !init.is_running() {
+            let message = format!("container {id:?} is {}", init.describe());
+            return Err(wire(ErrorKind::FailedPrecondition, message));
+        }
+        Ok(init.pidfd.try_clone().at(|| "copy a descriptor")?)
+    }
+
+    fn acquire(&mut self, plan: &RootfsPlan) -> Result<(RootDevices, Vec<Extent>), AgentError> {
+        let mut devices = RootDevices::default();
+        let mut held = Vec::new();
+        let result = self.acquire_into(plan, &mut devices, &mut held);
+        result.inspect_err(|_| self.release(&held))?;
+        Ok((devices, held))
+    }
+
+    fn acquire_into(
+        &mut self,
+        plan: &RootfsPlan,
+        devices: &mut RootDevices,
+        held: &mut Vec<Extent>,
+    ) -> Result<(), AgentError> {
+        if plan.layers.is_empty() && plan.writable.is_none() {
+            return Ok(()); // Nothing to look for.
+        }
+        let disks = self.disks()?;
+        for extent in &plan.layers {
+            devices.layers.push(disks.acquire(extent)?);
+            held.push(extent.clone());
+        }
+        if let Some(extent) = &plan.writable {
+            if disks.is_used(extent) {
+                return Err(DiskError::Taken { extent: extent.clone() }.into());
+            }
+            devices.writable = Some((disks.acquire(extent)?, extent.clone()));
+            held.push(extent.clone());
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, extents: &[Extent]) {
+        if let Some(disks) = &mut self.disks {
+            extents.iter().for_each(|extent| disks.release(extent));
+        }
+    }
+
+    /// Forks a child for a process and begins to look after it.
+    fn spawn(&mut self, spawn: Spawn<'_>) -> Result<Key, AgentError> {
+        if self.processes.len() >= MAX_PROCESSES {
+            let message = format!("there are {MAX_PROCESSES} processes already; delete some");
+            return Err(wire(ErrorKind::FailedPrecondition, message));
+        }
+        let key = self.new_key();
+        let watch = &self.watch;
+        let (stdio, ends) = Stdio::open(
+            spawn.ports,
+            spawn.process.terminal.is_some(),
+            &*self.config.transport,
+            &mut |fd| watch.add(fd, Wake::Stream(key)),
+        )?;
+        let (ours, theirs) = report::channel().at(|| "make a channel to the child")?;
+        let visit = spawn.pid_namespace.as_ref().map(|init| PidVisit::begin(self, init));
+        let visit = visit.transpose().at(|| "join the container's pid namespace")?;
+        // SAFETY: the agent has one thread.
+        let fork = unsafe { sys::fork_into(spawn.namespaces, spawn.cgroup.fd()) };
+        let (pid, pidfd) = match fork.at(|| "start a process in the container")? {
+            Fork::Child => child::run(&Task {
+                process: spawn.process,
+                role: spawn.role,
+                ends: &ends,
+                null: self.null.as_fd(),
+                report: theirs.as_fd(),
+            }),
+            Fork::Parent { pid, pidfd } => (pid, pidfd),
+        };
+        drop(visit);
+        let process = Process {
+            container: spawn.container.to_owned(),
+            exec: spawn.exec.map(str::to_owned),
+            pid,
+            pidfd,
+            report: None,
+            stdio,
+            state: State::Preparing { request: spawn.request },
+            oom_kills_before: 0,
+        };
+        if let Err(error) = self.watch.add(&ours, Wake::Report(key)) {
+            // Nobody would hear the child; it is reaped as a stranger.
+            let _ = kill(pid, libc::SIGKILL);
+            return Err(OsError::new("watch the child", error).into());
+        }
+        self.processes.insert(key, Process { report: Some(ours), ..process });
+        self.pids.insert(pid, key);
+        Ok(key)
+    }
+
+    /// Begins to remove a container whose first process is gone or never ran. `request`
+    /// is answered with `result` when nothing is left.
+    pub(crate) fn begin_removal(
+        &mut self,
+        id: &str,
+        request: u64,
+        result: Result<Outcome, AgentError>,
+    ) {
+        let Some(container) = self.containers.remove(id) else { return };
+        if let Err(error) = container.cgroup.kill() {
+            crate::log!("container {id}: {}", crate::error::to_wire(&error));
+        }
+        let deadline = Instant::now() + REMOVAL_TIMEOUT;
+        self.removals.push(Removal { id: id.to_owned(), container, request, result, deadline });
+        self.continue_removals();
+    }
+
+    /// Takes every removal as far as it can go now.
+    pub(crate) fn continue_removals(&mut self) {
+        for removal in std::mem::take(&mut self.removals) {
+            self.continue_removal(removal);
+        }
+    }
+
+    fn continue_removal(&mut self, removal: Removal) {
+        let alive = self
+            .processes
+            .values()
+            .any(|process| process.container == removal.id && process.is_alive());
+        let removed = if alive {
+            Err(std::io::Error::from_raw_os_error(libc::EBUSY))
+        } else {
+            removal.container.cgroup.remove()
+        };
+        match removed {
+            Ok(()) => {
+                self.processes.retain(|_, process| process.container != removal.id);
+                self.release(&removal.container.extents);
+                self.reply(removal.request, removal.result);
+            }
+            Err(_) if Instant::now() < removal.deadline => self.removals.push(removal),
+            Err(error) => {
+                let action = format!(
+                    "remove container {:?} within {} s",
+                    removal.id,
+                    REMOVAL_TIMEOUT.as_secs()
+                );
+                self.reply(removal.request, Err(OsError::new(action, error).into()));
+                // Back to where a further attempt finds it.
+                self.containers.insert(removal.id, removal.container);
+            }
+        }
+    }
+}
+
+/// What a new process needs.
+struct Spawn<'a> {
+    request: u64,
+    container: &'a str,
+    exec: Option<&'a str>,
+    process: &'a ProcessPlan,
+    ports: &'a StdioPorts,
+    role: Role<'a>,
+    /// `CLONE_NEW*` flags.
+    namespaces: u64,
+    /// Whose pid namespace to be born in, if not a new one or the agent's.
+    pid_namespace: Option<OwnedFd>,
+    cgroup: &'a Cgroup,
+}
+
+fn namespace_flags(plan: &ContainerPlan) -> u64 {
+    let mut flags = libc::CLONE_NEWNS;
+    for (wanted, flag) in [
+        (plan.namespaces.pid == PidNamespace::Own, libc::CLONE_NEWPID),
+        (plan.namespaces.ipc, libc::CLONE_NEWIPC),
+        (plan.namespaces.uts, libc::CLONE_NEWUTS),
+        (plan.namespaces.network, libc::CLONE_NEWNET),
+    ] {
+        flags |= if wanted { flag } else { 0 };
+    }
+    // A sign extension would set bits that mean something else.
+    u64::from(flags as u32)
+}
+
+/// Children of the agent are born in another pid namespace while this exists.
+struct PidVisit(OwnedFd);
+
+impl PidVisit {
+    fn begin(runtime: &Runtime, init: &OwnedFd) -> std::io::Result<Self> {
+        let home = runtime.own_pid_namespace.try_clone()?;
+        sys::setns(init.as_fd(), libc::CLONE_NEWPID)?;
+        Ok(Self(home))
+    }
+}
+
+impl Drop for PidVisit {
+    fn drop(&mut self) {
+        // The agent's own namespace exists as long as the agent; a failure would put
+        // later children into a foreign one, which must not go unseen.
+        sys::setns(self.0.as_fd(), libc::CLONE_NEWPID)
+            .expect("a process can return to its own pid namespace");
+    }
+}
