@@ -16,6 +16,7 @@
 
 pub mod event;
 pub mod frame;
+pub mod machine;
 pub mod message;
 pub mod plan;
 

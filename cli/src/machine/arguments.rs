@@ -146,9 +146,14 @@ mod tests {
 
     #[test]
     fn sizes_are_docker_s() {
-        for (text, bytes) in
-            [("0", 0), ("12b", 12), ("1k", 1024), ("4G", 4 << 30), ("2gib", 2 << 30), ("1TB", 1 << 40)]
-        {
+        for (text, bytes) in [
+            ("0", 0),
+            ("12b", 12),
+            ("1k", 1024),
+            ("4G", 4 << 30),
+            ("2gib", 2 << 30),
+            ("1TB", 1 << 40),
+        ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
         for text in ["", "g", "4x", "-1", "1.5g", "99999999999t"] {

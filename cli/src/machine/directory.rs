@@ -16,7 +16,9 @@ use crate::Globals;
 
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
-    #[error("make the directory {path}; `caisson machine` must run as root, or with a --root and --state of your own")]
+    #[error(
+        "make the directory {path}; `caisson machine` must run as root, or with a --root and --state of your own"
+    )]
     Make { path: PathBuf, source: io::Error },
     #[error("open {path}")]
     Open { path: PathBuf, source: io::Error },

@@ -14,7 +14,9 @@ pub enum DiskError {
     Make { path: PathBuf, source: io::Error },
     #[error("run {program} (Debian package e2fsprogs)")]
     Run { program: &'static str, source: io::Error },
-    #[error("{program} on the machine's disk {path} failed: {output}; `caisson machine rm` removes the disk and what is on it")]
+    #[error(
+        "{program} on the machine's disk {path} failed: {output}; `caisson machine rm` removes the disk and what is on it"
+    )]
     Failed { program: &'static str, path: PathBuf, output: String },
 }
 

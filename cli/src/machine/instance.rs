@@ -43,6 +43,8 @@ pub(super) struct Record {
     pub(super) icount: bool,
     /// Seconds since 1970.
     pub(super) started: u64,
+    /// The machine has answered.
+    pub(super) ready: bool,
 }
 
 impl Record {

@@ -1,0 +1,47 @@
+//! Carries this very command into the machine.
+
+use std::{env, ffi::OsString, process::ExitCode};
+
+use anyhow::{Context, bail};
+
+use super::{
+    arguments::StartArgs,
+    directory::MachineDirectory,
+    session::{self, Request},
+    start,
+};
+use crate::Globals;
+
+/// Runs this process's command line in the machine, starting it if need be, and returns
+/// its exit code.
+pub fn carry(globals: &Globals) -> anyhow::Result<ExitCode> {
+    run(globals, true)
+}
+
+/// As [`carry`], for a command that reads no standard input: what waits there is left to
+/// whoever reads it next, as `while read name; do caisson run …; done` needs it.
+pub fn carry_without_input(globals: &Globals) -> anyhow::Result<ExitCode> {
+    run(globals, false)
+}
+
+fn run(globals: &Globals, input: bool) -> anyhow::Result<ExitCode> {
+    if super::is_inside() {
+        bail!(
+            "KVM is not usable even in the machine; `caisson machine logs` on the host may tell why"
+        );
+    }
+    let globals = globals.clone().resolved()?;
+    start::ensure_running(&globals, &StartArgs::default())?;
+    let mut argv: Vec<OsString> =
+        vec![env::current_exe().context("find the running program")?.into()];
+    argv.extend(env::args_os().skip(1));
+    let request = Request {
+        argv,
+        env: vec!["CAISSON_ACCEL=kvm".into()],
+        workdir: None,
+        force_terminal: false,
+        input,
+    };
+    let status = session::run(&MachineDirectory::new(&globals), request)?;
+    Ok(ExitCode::from(status.code()))
+}

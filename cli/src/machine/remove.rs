@@ -1,0 +1,43 @@
+//! `caisson machine rm`: removes the machine's disk.
+
+use std::{
+    fs,
+    io::{self, BufRead, IsTerminal, Write},
+    process::ExitCode,
+};
+
+use anyhow::{Context, bail};
+
+use super::{arguments::RmArgs, directory::MachineDirectory, instance};
+use crate::Globals;
+
+pub(super) fn command(globals: &Globals, options: &RmArgs) -> anyhow::Result<ExitCode> {
+    let directory = MachineDirectory::new(globals);
+    let disk = directory.disk();
+    if !disk.exists() {
+        eprintln!("the machine has no disk at {}", disk.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !options.force && !confirmed(&disk.display().to_string())? {
+        bail!("nothing is removed");
+    }
+    directory.create()?;
+    let _lock = directory.lock_changes()?;
+    if instance::is_running(&directory)? {
+        bail!("the machine runs; `caisson machine stop` first");
+    }
+    fs::remove_file(&disk).with_context(|| format!("remove {}", disk.display()))?;
+    eprintln!("{} is removed", disk.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn confirmed(disk: &str) -> anyhow::Result<bool> {
+    if !io::stdin().is_terminal() {
+        bail!("without a terminal to ask on, `--force` confirms");
+    }
+    eprint!("Remove {disk} with all images and containers of the machine? [y/N] ");
+    io::stderr().flush()?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
