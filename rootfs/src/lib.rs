@@ -7,11 +7,17 @@
 
 mod digest;
 mod disk;
+mod erofs;
+mod layer;
 mod limits;
 mod manifest;
 pub mod progress;
 mod reference;
 mod store;
+mod tar;
+#[cfg(test)]
+mod testing;
+mod tree;
 
 pub use crate::digest::{Algorithm, Digest, DigestError};
 pub use crate::disk::{DEFAULT_DISK_BYTES, DiskError, MAX_DISK_BYTES, MIN_DISK_BYTES};

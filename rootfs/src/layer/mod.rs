@@ -1,0 +1,93 @@
+//! From a layer's tar stream to one EROFS image.
+//!
+//! ```text
+//! tar bytes ─► tar::Reader ─► LayerBuilder ─► Tree + DataWriter ─► erofs::write_image
+//!      └─► diff id
+//! ```
+//!
+//! The result follows the overlay's conventions: a whiteout is a character device 0:0, an
+//! opaque directory has `trusted.overlay.opaque`.
+
+mod builder;
+mod path;
+mod whiteout;
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+
+use thiserror::Error;
+
+use self::builder::LayerBuilder;
+use crate::digest::{Algorithm, Digest, HashingReader};
+use crate::erofs::{DataWriter, ErofsError, write_image};
+use crate::limits::Limits;
+use crate::tar::{Reader, TarError};
+use crate::tree::TreeError;
+
+#[derive(Debug, Error)]
+pub enum LayerError {
+    #[error(transparent)]
+    Tar(#[from] TarError),
+    #[error(transparent)]
+    Erofs(#[from] ErofsError),
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    #[error("entry \"{}\": {reason}", display(.path))]
+    Entry { path: Vec<u8>, reason: &'static str },
+    #[error("entry \"{}\": a hard link to \"{}\", {reason}", display(.path), display(.target))]
+    HardLink { path: Vec<u8>, target: Vec<u8>, reason: &'static str },
+}
+
+/// Bytes of a name for a message: printable, and not too long.
+fn display(bytes: &[u8]) -> String {
+    const SHOWN: usize = 200;
+    let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN)]);
+    let more = if bytes.len() > SHOWN { "…" } else { "" };
+    format!("{}{more}", shown.escape_debug())
+}
+
+/// What became of a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Converted {
+    /// The digest of the whole uncompressed stream.
+    pub(crate) diff_id: Digest,
+    pub(crate) uncompressed_bytes: u64,
+    pub(crate) image_bytes: u64,
+    /// The root is opaque: nothing below this layer is visible.
+    pub(crate) opaque: bool,
+}
+
+/// Converts an uncompressed layer into `image`, an empty file; `tails` is another one, for
+/// the time being. `source` is read to its end.
+pub(crate) fn convert(
+    source: impl Read,
+    algorithm: Algorithm,
+    image: &File,
+    tails: File,
+    limits: &Limits,
+) -> Result<Converted, LayerError> {
+    let hashing = HashingReader::new(source, algorithm);
+    let mut reader = Reader::new(BufReader::with_capacity(1 << 18, hashing), limits);
+    let mut builder = LayerBuilder::new(DataWriter::new(image, tails), limits);
+    while let Some(entry) = reader.next_entry()? {
+        builder.add(entry, &mut reader)?;
+    }
+    // What follows the archive's end belongs to the diff id all the same.
+    let mut rest = reader.into_inner();
+    io::copy(&mut rest, &mut io::sink()).map_err(TarError::Io)?;
+    let (diff_id, uncompressed_bytes) = rest.into_inner().finish();
+    let (tree, data, opaque) = builder.finish();
+    let info = write_image(image, data, &tree, uuid_of(&diff_id))?;
+    Ok(Converted { diff_id, uncompressed_bytes, image_bytes: info.bytes, opaque })
+}
+
+/// A version 8 UUID (RFC 9562: custom) from a digest.
+pub(crate) fn uuid_of(digest: &Digest) -> [u8; 16] {
+    let mut uuid = digest.prefix16();
+    uuid[6] = uuid[6] & 0x0f | 0x80;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    uuid
+}
+
+#[cfg(test)]
+mod tests;
