@@ -36,7 +36,12 @@ pub fn build(spec: VmSpec, timer: Arc<BootTimer>) -> Result<Parts, BuildError> {
     timer.stamp(Stage::Loaded);
 
     let lifecycle = Arc::new(Lifecycle::new(spec.vcpus).map_err(BuildError::Event)?);
-    let virtio = devices::Virtio { block: spec.block };
+    let virtio = devices::Virtio {
+        block: spec.block,
+        vsock: spec.vsock,
+        rng: spec.rng,
+        balloon: spec.balloon,
+    };
     let (mmio, io_loops) = virtio.connect(&vm, &memory)?;
     let (ports, console) = devices::ports(&vm, &lifecycle, &timer, spec.console)?;
     let buses = Arc::new(Buses { ports, mmio });
@@ -86,6 +91,8 @@ pub enum BuildError {
         #[source]
         source: block::OpenError,
     },
+    #[error("make the vsock device")]
+    Vsock(#[source] io::Error),
 }
 
 fn kvm_failed(action: &'static str) -> impl Fn(kvm_ioctls::Error) -> BuildError {

@@ -100,7 +100,7 @@ fn too_few_files_fail_the_build_before_the_guest_runs() {
         return;
     }
     let few = |builder: &mut Builder| {
-        let config = caisson_vmm::config::JailConfig { uid: 1, gid: 1, max_open_files: 8 };
+        let config = caisson_vmm::config::JailConfig { uid: 1, gid: 1, max_open_files: 4 };
         builder.config.jail = Some(config);
     };
     refused(few, 1, "Too many open files");

@@ -3,6 +3,7 @@
 
 use std::{
     fs::File,
+    mem,
     sync::{Arc, Mutex},
 };
 
@@ -22,13 +23,19 @@ use crate::{
     },
     io_thread::{IoHandle, IoLoop},
     lifecycle::Lifecycle,
-    spec::BlockSpec,
-    virtio::{Interrupt, Memory, VirtioDevice, block::Block, mmio::Transport, registers::offset},
+    spec::{BlockSpec, VsockSpec},
+    virtio::{
+        Interrupt, Memory, VirtioDevice, balloon::Balloon, block::Block, mmio::Transport,
+        registers::offset, rng::Rng, vsock::Vsock,
+    },
 };
 
 /// The virtio devices of a VM, before they are connected.
 pub(super) struct Virtio {
     pub(super) block: Vec<BlockSpec>,
+    pub(super) vsock: Option<VsockSpec>,
+    pub(super) rng: bool,
+    pub(super) balloon: bool,
 }
 
 type NamedLoop = (&'static str, IoLoop);
@@ -37,14 +44,15 @@ impl Virtio {
     /// All devices on a bus, and the loops that serve their workers. Disks have a thread
     /// of their own: their requests block.
     pub(super) fn connect(
-        self,
+        mut self,
         vm: &VmFd,
         memory: &Memory,
     ) -> Result<(Bus, Vec<NamedLoop>), BuildError> {
         let mut bus = Bus::new("access to no MMIO device");
         let mut loops = Vec::new();
         let mut slots = layout::virtio_slots();
-        for (thread, devices) in [("block", self.disks()?)] {
+        let disks = disks(mem::take(&mut self.block))?;
+        for (thread, devices) in [("block", disks), ("io", self.others()?)] {
             if devices.is_empty() {
                 continue;
             }
@@ -59,14 +67,29 @@ impl Virtio {
         Ok((bus, loops))
     }
 
-    fn disks(self) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
-        let open = |spec: BlockSpec| -> Result<Box<dyn VirtioDevice>, BuildError> {
-            let serial = spec.serial.clone();
-            let block = Block::new(spec).map_err(|source| BuildError::Block { serial, source })?;
-            Ok(Box::new(block))
-        };
-        self.block.into_iter().map(open).collect()
+    /// The devices whose requests never block.
+    fn others(self) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
+        let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+        if let Some(spec) = self.vsock {
+            devices.push(Box::new(Vsock::new(spec).map_err(BuildError::Vsock)?));
+        }
+        if self.rng {
+            devices.push(Box::new(Rng::new()));
+        }
+        if self.balloon {
+            devices.push(Box::new(Balloon::new()));
+        }
+        Ok(devices)
     }
+}
+
+fn disks(specs: Vec<BlockSpec>) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
+    let open = |spec: BlockSpec| -> Result<Box<dyn VirtioDevice>, BuildError> {
+        let serial = spec.serial.clone();
+        let block = Block::new(spec).map_err(|source| BuildError::Block { serial, source })?;
+        Ok(Box::new(block))
+    };
+    specs.into_iter().map(open).collect()
 }
 
 /// Gives `device` the registers, the interrupt and the notifications of `slot`.
