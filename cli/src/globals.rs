@@ -140,6 +140,20 @@ impl Globals {
 }
 
 #[cfg(test)]
+impl Globals {
+    /// With everything beneath one directory.
+    pub(crate) fn sample(directory: &Path) -> Self {
+        Self {
+            root: directory.join("root"),
+            state: directory.join("state"),
+            accel: Accel::Auto,
+            debug: false,
+            log_level: LogLevel::Warn,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use clap::Parser;
 

@@ -1,1 +1,5 @@
-fn main() {}
+//! `caisson`.
+
+fn main() -> std::process::ExitCode {
+    caisson_cli::main()
+}

@@ -387,7 +387,7 @@ mod tests {
             &["-v", "/a:/b"],
             &["--stop-signal", "NOPE"],
         ] {
-            assert!(merged(&bad[..]).is_err(), "{bad:?}");
+            assert!(merged(bad).is_err(), "{bad:?}");
         }
     }
 

@@ -1,0 +1,205 @@
+//! `inspect`: everything known about containers and images, as JSON.
+
+use std::process::ExitCode;
+
+use caisson_rootfs::{Image, Reference};
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+use super::{print_line, ps};
+use crate::{
+    engine::Engine,
+    failure::{CommandResult, Failure},
+    format::{
+        template::{Format, Template},
+        units,
+    },
+    globals::Globals,
+    options::signal,
+    records::{Container, RecordError, State},
+};
+
+#[derive(Args, Clone, Debug)]
+pub struct InspectArgs {
+    /// Format output: "json" or a Go template
+    #[arg(short, long, value_name = "string")]
+    pub format: Option<String>,
+
+    /// Only inspect objects of the given type (container|image)
+    #[arg(long = "type", value_name = "string", hide_possible_values = true)]
+    pub kind: Option<Kind>,
+
+    #[arg(value_name = "NAME|ID", required = true, hide = true)]
+    pub names: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    Container,
+    Image,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("no such object: {0}")]
+struct NoSuchObject(String);
+
+pub(super) fn inspect(globals: &Globals, args: &InspectArgs) -> CommandResult {
+    let format = Format::parse(args.format.as_deref())?;
+    let engine = Engine::open(globals)?;
+    let mut found = Vec::new();
+    let mut failed = false;
+    for name in &args.names {
+        match look_up(&engine, name, args.kind) {
+            Ok(object) => found.push(object),
+            Err(failure) => {
+                failure.report();
+                failed = true;
+            }
+        }
+    }
+    print(&found, &format)?;
+    if failed { Err(Failure::quiet(1)) } else { Ok(ExitCode::SUCCESS) }
+}
+
+fn print(found: &[Value], format: &Format) -> Result<(), Failure> {
+    let filled = |template: &Template| {
+        found.iter().try_for_each(|object| print_line(&template.fill(object)?))
+    };
+    match format {
+        Format::Lines(template) | Format::Table(template) => filled(template),
+        Format::Json => print_line(&serde_json::to_string(found)?),
+        Format::Default => print_line(&serde_json::to_string_pretty(found)?),
+    }
+}
+
+fn look_up(engine: &Engine, name: &str, kind: Option<Kind>) -> Result<Value, Failure> {
+    if kind != Some(Kind::Image) {
+        match engine.records.find(name) {
+            Ok(found) => return Ok(container(engine, &found)),
+            Err(RecordError::NotFound(_)) if kind.is_none() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match engine.store.resolve(name) {
+        Ok(found) => Ok(image(&found)),
+        Err(caisson_rootfs::StoreError::NotFound { .. }) if kind.is_none() => {
+            Err(NoSuchObject(name.to_owned()).into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// In the shape of Docker's, as far as it applies.
+fn container(engine: &Engine, container: &Container) -> Value {
+    let config = container.config.clone().unwrap_or_default();
+    let args = config.args();
+    let limits = &config.limits;
+    json!({
+        "Id": container.id,
+        "Created": units::rfc3339(Some(container.created)),
+        "Path": args.first().cloned().unwrap_or_default(),
+        "Args": args.get(1..).unwrap_or_default(),
+        "State": {
+            "Status": ps::state(container.state),
+            "Running": container.state == State::Running,
+            "Paused": false,
+            "Restarting": false,
+            "OOMKilled": container.oom_killed,
+            "Dead": container.state == State::Unknown,
+            "Pid": container.pid,
+            "ExitCode": container.exit_code,
+            "Error": container.error,
+            "StartedAt": units::rfc3339(container.started),
+            "FinishedAt": units::rfc3339(container.finished),
+        },
+        "Image": config.image_id,
+        "Name": format!("/{}", container.name),
+        "LogPath": if config.keeps_logs() { engine.log_path(&container.id).display().to_string() } else { String::new() },
+        "HostConfig": {
+            "AutoRemove": config.auto_remove,
+            "CapAdd": config.security.capabilities,
+            "CpuShares": limits.cpu_shares.unwrap_or(0),
+            "CpusetCpus": limits.cpuset_cpus.clone().unwrap_or_default(),
+            "LogConfig": { "Type": config.log_driver },
+            "Memory": limits.memory_bytes.unwrap_or(0),
+            "MemoryReservation": limits.memory_reservation_bytes.unwrap_or(0),
+            "MemorySwap": limits.memory_swap_bytes.unwrap_or(0),
+            "NanoCpus": limits.nano_cpus.unwrap_or(0),
+            "NetworkMode": "none",
+            "PidsLimit": limits.pids,
+            "Privileged": config.security.privileged,
+            "ReadonlyRootfs": config.read_only,
+            "ShmSize": limits.shm_bytes,
+            "StorageSize": limits.storage_bytes,
+            "Sysctls": config.sysctls,
+            "Tmpfs": config.tmpfs.iter().map(|t| (t.path.clone(), t.options.join(",").into()))
+                .collect::<serde_json::Map<_, _>>(),
+            "Ulimits": limits.ulimits.iter()
+                .map(|limit| json!({ "Name": limit.name, "Soft": limit.soft, "Hard": limit.hard }))
+                .collect::<Vec<_>>(),
+        },
+        "Config": {
+            "Hostname": config.hostname_or(&container.id),
+            "User": config.user,
+            "Tty": config.tty,
+            "OpenStdin": config.open_stdin,
+            "Env": config.env,
+            "Cmd": config.command,
+            "Entrypoint": config.entrypoint,
+            "Image": config.image,
+            "WorkingDir": config.working_dir,
+            "Labels": config.labels,
+            "StopSignal": signal::name(config.stop_signal),
+            "StopTimeout": config.stop_timeout_secs,
+        },
+        "Mounts": [],
+        "NetworkSettings": { "Networks": {} },
+    })
+}
+
+fn image(image: &Image) -> Value {
+    let config = &image.config;
+    let tags: Vec<String> = image.references.iter().map(Reference::familiar).collect();
+    json!({
+        "Id": image.id.to_string(),
+        "RepoTags": tags,
+        "Created": config.created(),
+        "Author": config.author(),
+        "Architecture": config.architecture(),
+        "Os": config.os(),
+        "Size": image.size_bytes,
+        "Config": config.config(),
+        "RootFS": {
+            "Type": "layers",
+            "Layers": image.diff_ids.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ContainerConfig;
+
+    #[test]
+    fn a_container_is_told_in_dockers_shape() {
+        let root = tempfile::tempdir().unwrap();
+        let engine = Engine::open(&Globals::sample(root.path())).unwrap();
+        let config = ContainerConfig {
+            image: "busybox".into(),
+            command: vec!["sleep".into(), "1".into()],
+            stop_signal: 15,
+            ..ContainerConfig::default()
+        };
+        let record = Container::sample("ab".repeat(32), "web", State::Exited, Some(config));
+        let told = container(&engine, &record);
+        assert_eq!(told["Name"], "/web");
+        assert_eq!((&told["Path"], &told["Args"]), (&json!("sleep"), &json!(["1"])));
+        assert_eq!(told["State"]["Status"], "exited");
+        assert_eq!(told["Config"]["StopSignal"], "SIGTERM");
+        assert_eq!(told["Config"]["Hostname"], "abababababab");
+        assert!(
+            matches!(look_up(&engine, "web", None), Err(failure) if failure.is(|_: &NoSuchObject| true))
+        );
+    }
+}

@@ -1,0 +1,57 @@
+//! `load`: images from an archive or an OCI layout.
+
+use std::{
+    io::{self, IsTerminal},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use caisson_rootfs::{LoadError, LoadSource, LoadedImage, progress};
+use clap::Args;
+
+use super::print_line;
+use crate::{engine::Engine, failure::CommandResult, globals::Globals};
+
+#[derive(Args, Clone, Debug)]
+pub struct LoadArgs {
+    /// Read from tar archive file or OCI layout, instead of STDIN
+    #[arg(short, long, value_name = "string")]
+    pub input: Option<PathBuf>,
+
+    /// Suppress the load output
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Failed {
+    #[error("requested load from stdin, but stdin is a terminal; name an archive with `-i`")]
+    Terminal,
+    #[error("load {input}")]
+    Load { input: String, source: LoadError },
+}
+
+pub(super) fn load(globals: &Globals, args: &LoadArgs) -> CommandResult {
+    let (source, input) = match &args.input {
+        Some(path) => (LoadSource::Path(path.clone()), path.display().to_string()),
+        None if io::stdin().is_terminal() => return Err(Failed::Terminal.into()),
+        None => (LoadSource::Reader(Box::new(io::stdin())), "standard input".to_owned()),
+    };
+    let progress = match args.quiet {
+        true => Box::new(progress::Silent),
+        false => progress::on_stderr(),
+    };
+    let engine = Engine::open(globals)?;
+    let loaded = engine.store.load(source, progress.as_ref());
+    for image in loaded.map_err(|source| Failed::Load { input, source })? {
+        names(&image).iter().try_for_each(|line| print_line(line))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn names(image: &LoadedImage) -> Vec<String> {
+    match image.references.as_slice() {
+        [] => vec![format!("Loaded image ID: {}", image.id)],
+        names => names.iter().map(|name| format!("Loaded image: {}", name.familiar())).collect(),
+    }
+}

@@ -1,0 +1,345 @@
+//! `logs`: what a container has written, and what it writes.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{self, BufRead, BufReader, Read, Seek, Write},
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    thread,
+    time::Duration,
+};
+
+use clap::Args;
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify},
+};
+use serde::Deserialize;
+
+use crate::{
+    engine::Engine,
+    failure::{CommandResult, Failure},
+    format::units::{self, UnixNanos},
+    globals::Globals,
+    records::{Container, State},
+};
+
+/// A record is 16 KiB of text, each byte of which JSON writes in 6 at most.
+const MAX_RECORD_BYTES: u64 = 128 << 10;
+
+#[derive(Args, Clone, Debug)]
+pub struct LogsArgs {
+    /// Follow log output
+    #[arg(short, long)]
+    pub follow: bool,
+
+    /// Show logs since timestamp (e.g. "2013-01-02T13:23:37Z") or relative (e.g. "42m" for 42 minutes)
+    #[arg(long, value_name = "string")]
+    pub since: Option<String>,
+
+    /// Number of lines to show from the end of the logs
+    #[arg(short = 'n', long, value_name = "string", default_value = "all")]
+    pub tail: String,
+
+    /// Show timestamps
+    #[arg(short, long)]
+    pub timestamps: bool,
+
+    /// Show logs before a timestamp (e.g. "2013-01-02T13:23:37Z") or relative (e.g. "42m" for 42 minutes)
+    #[arg(long, value_name = "string")]
+    pub until: Option<String>,
+
+    #[arg(value_name = "CONTAINER", hide = true)]
+    pub container: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum LogsError {
+    #[error("invalid value {0:?}: expected a time such as 2026-01-02T13:23:37Z, or 42m")]
+    Time(String),
+    #[error("container {0} keeps no logs: it was made with --log-driver none")]
+    NotKept(String),
+    #[error("{action} {path}")]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("watch {path}")]
+    Watch { path: PathBuf, source: nix::errno::Errno },
+}
+
+/// One line of the log file.
+#[derive(Deserialize)]
+struct Record {
+    log: String,
+    stream: String,
+    time: String,
+}
+
+/// Which records to show, and how.
+pub(super) struct Selection {
+    since: Option<UnixNanos>,
+    until: Option<UnixNanos>,
+    tail: Option<usize>,
+    timestamps: bool,
+}
+
+pub(super) fn logs(globals: &Globals, args: &LogsArgs) -> CommandResult {
+    let now = units::now();
+    let time =
+        |text: &Option<String>| text.as_deref().map(|text| parse_time(text, now)).transpose();
+    let selection = Selection {
+        since: time(&args.since)?,
+        until: time(&args.until)?,
+        // Anything but a number is all, as in Docker.
+        tail: args.tail.parse().ok(),
+        timestamps: args.timestamps,
+    };
+    let engine = Engine::open(globals)?;
+    let container = engine.records.find(&args.container)?;
+    if container.config.as_ref().is_some_and(|config| !config.keeps_logs()) {
+        return Err(LogsError::NotKept(container.name).into());
+    }
+    let Some(mut log) = Log::open(&engine.log_path(&container.id))? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    log.show(&selection)?;
+    if args.follow && container.state == State::Running {
+        follow(&engine, &container, &mut log, &Selection { tail: None, ..selection })?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// RFC 3339, a date, Unix seconds, or how long ago: `90s`, `1h30m`.
+fn parse_time(text: &str, now: UnixNanos) -> Result<UnixNanos, LogsError> {
+    let invalid = || LogsError::Time(text.to_owned());
+    let full = [text.to_owned(), format!("{text}Z"), format!("{text}T00:00:00Z")];
+    if let Some(time) = full.iter().find_map(|text| units::parse_rfc3339(text)) {
+        return Ok(time);
+    }
+    if let Ok(seconds) = text.parse::<i64>() {
+        return seconds.checked_mul(1_000_000_000).ok_or_else(invalid);
+    }
+    let mut ago: i64 = 0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(invalid)?;
+        let number: i64 = rest[..digits].parse().map_err(|_| invalid())?;
+        let (unit, after) = rest[digits..].split_at_checked(1).ok_or_else(invalid)?;
+        let seconds = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            _ => return Err(invalid()),
+        };
+        let nanos = number.checked_mul(seconds * 1_000_000_000).ok_or_else(invalid)?;
+        ago = ago.checked_add(nanos).ok_or_else(invalid)?;
+        rest = after;
+    }
+    if text.is_empty() { Err(invalid()) } else { Ok(now.saturating_sub(ago)) }
+}
+
+/// A log file, read from where the last read ended.
+pub(super) struct Log {
+    reader: BufReader<File>,
+    path: PathBuf,
+    /// The beginning of a record whose end is not written yet.
+    partial: Vec<u8>,
+}
+
+impl Log {
+    /// `None` if nothing was ever logged.
+    pub(super) fn open(path: &Path) -> Result<Option<Self>, Failure> {
+        match File::open(path) {
+            Ok(file) => {
+                let reader = BufReader::new(file);
+                Ok(Some(Self { reader, path: path.to_owned(), partial: Vec::new() }))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => {
+                Err(LogsError::Io { action: "open", path: path.to_owned(), source }.into())
+            }
+        }
+    }
+
+    /// Skips what is there.
+    pub(super) fn skip_to_end(&mut self) -> Result<(), Failure> {
+        self.reader.seek(io::SeekFrom::End(0)).map(drop).map_err(|source| {
+            LogsError::Io { action: "seek in", path: self.path.clone(), source }.into()
+        })
+    }
+
+    /// Shows the records that are there and selected.
+    fn show(&mut self, selection: &Selection) -> Result<(), Failure> {
+        let Some(tail) = selection.tail else {
+            while let Some(record) = self.next()? {
+                print(&record, selection)?;
+            }
+            return Ok(());
+        };
+        let mut last = VecDeque::new();
+        while let Some(record) = self.next()? {
+            if selection.includes(&record) {
+                last.push_back(record);
+                if last.len() > tail {
+                    last.pop_front();
+                }
+            }
+        }
+        last.iter().try_for_each(|record| print(record, selection))
+    }
+
+    /// The next whole record. Lines that are none are passed over.
+    fn next(&mut self) -> Result<Option<Record>, Failure> {
+        loop {
+            let room = MAX_RECORD_BYTES.saturating_sub(self.partial.len() as u64);
+            let count =
+                (&mut self.reader).take(room).read_until(b'\n', &mut self.partial).map_err(
+                    |source| LogsError::Io { action: "read", path: self.path.clone(), source },
+                )?;
+            if !self.partial.ends_with(b"\n") && room > 0 && (count as u64) < room {
+                return Ok(None);
+            }
+            let line = std::mem::take(&mut self.partial);
+            if let Ok(record) = serde_json::from_slice(&line) {
+                return Ok(Some(record));
+            }
+        }
+    }
+}
+
+impl Selection {
+    /// What is logged from now on.
+    pub(super) fn new_output() -> Self {
+        Self { since: None, until: None, tail: None, timestamps: false }
+    }
+
+    fn includes(&self, record: &Record) -> bool {
+        if self.since.is_none() && self.until.is_none() {
+            return true;
+        }
+        let Some(time) = units::parse_rfc3339(&record.time) else { return true };
+        self.since.is_none_or(|since| time >= since) && self.until.is_none_or(|until| time <= until)
+    }
+}
+
+/// To the stream it came by. The container's own escape sequences are its business, as
+/// when it runs attached.
+fn print(record: &Record, selection: &Selection) -> Result<(), Failure> {
+    if !selection.includes(record) {
+        return Ok(());
+    }
+    let time = if selection.timestamps { format!("{} ", record.time) } else { String::new() };
+    let text = format!("{time}{}", record.log);
+    match record.stream.as_str() {
+        "stderr" => io::stderr().write_all(text.as_bytes())?,
+        _ => {
+            let mut stdout = io::stdout();
+            stdout.write_all(text.as_bytes())?;
+            stdout.flush()?;
+        }
+    }
+    Ok(())
+}
+
+/// Shows what is added until the container has ended.
+pub(super) fn follow(
+    engine: &Engine,
+    container: &Container,
+    log: &mut Log,
+    selection: &Selection,
+) -> Result<(), Failure> {
+    let failed = |source| LogsError::Watch { path: log.path.clone(), source };
+    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(failed)?;
+    inotify.add_watch(&log.path, AddWatchFlags::IN_MODIFY).map_err(failed)?;
+    let (ended, running) = std::io::pipe()?;
+    match engine.connect(container) {
+        Ok(client) => {
+            // Closes its end of the pipe when the container has ended.
+            thread::spawn(move || {
+                let _running = running;
+                client.wait(None)
+            });
+        }
+        Err(_) => drop(running),
+    }
+    loop {
+        log.show(selection)?;
+        let mut fds = [
+            PollFd::new(inotify.as_fd(), PollFlags::POLLIN),
+            PollFd::new(ended.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Err(nix::errno::Errno::EINTR) => continue,
+            other => other?,
+        };
+        let has_ended = fds[1].any().unwrap_or(true);
+        // Many changes are one reason to look.
+        while inotify.read_events().is_ok_and(|events| !events.is_empty()) {}
+        if has_ended {
+            // The last output is written before the wait returns; a relay of this program's
+            // own may be a moment behind.
+            thread::sleep(Duration::from_millis(50));
+            return log.show(selection);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_absolute_or_ago() {
+        let now = 10_000_000_000_000;
+        let cases = [
+            ("1970-01-01T00:00:01Z", 1_000_000_000),
+            ("1970-01-01T00:00:01", 1_000_000_000),
+            ("1970-01-02", 86_400_000_000_000),
+            ("5", 5_000_000_000),
+            ("1h30m", now - 5_400_000_000_000),
+            ("90s", now - 90_000_000_000),
+        ];
+        for (text, time) in cases {
+            assert_eq!(parse_time(text, now).unwrap(), time, "{text}");
+        }
+        for text in ["", "yesterday", "5x", "m", "1h30", "5é", "99999999999999h"] {
+            assert!(parse_time(text, now).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn records_are_read_as_they_come() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path();
+        let mut writer = File::options().append(true).open(path).unwrap();
+        let record = |log: &str| {
+            format!("{{\"log\":{log:?},\"stream\":\"stdout\",\"time\":\"2026-01-01T00:00:00Z\"}}\n")
+        };
+        let mut log = Log::open(path).unwrap().unwrap();
+        assert!(log.next().unwrap().is_none());
+        let text = record("one\n");
+        let (first, second) = text.split_at(9);
+        writer.write_all(first.as_bytes()).unwrap();
+        assert!(log.next().unwrap().is_none());
+        writer.write_all(format!("{second}garbage\n{}", record("two\n")).as_bytes()).unwrap();
+        assert_eq!(log.next().unwrap().unwrap().log, "one\n");
+        assert_eq!(log.next().unwrap().unwrap().log, "two\n");
+        assert!(log.next().unwrap().is_none());
+        // A line that never ends is passed over in pieces, not held.
+        writer.write_all(&vec![b'x'; 300 << 10]).unwrap();
+        writer.write_all(format!("\n{}", record("three\n")).as_bytes()).unwrap();
+        assert_eq!(log.next().unwrap().unwrap().log, "three\n");
+        assert!(Log::open(Path::new("/nonexistent")).unwrap().is_none());
+    }
+
+    #[test]
+    fn times_select() {
+        let record =
+            |time: &str| Record { log: String::new(), stream: String::new(), time: time.into() };
+        let selection =
+            Selection { since: Some(5), until: Some(1_000_000_000), tail: None, timestamps: false };
+        assert!(selection.includes(&record("1970-01-01T00:00:00.5Z")));
+        assert!(!selection.includes(&record("1970-01-01T00:00:00Z")));
+        assert!(!selection.includes(&record("1970-01-01T00:00:02Z")));
+    }
+}

@@ -1,0 +1,222 @@
+//! The commands, one file each, and where each is carried out.
+
+mod attach;
+mod attended;
+mod completion;
+mod container;
+mod create;
+mod doctor;
+mod exec;
+mod images;
+mod import;
+mod info;
+mod inspect;
+mod kill;
+mod load;
+mod logs;
+mod ps;
+mod rm;
+mod rmi;
+mod run;
+mod start;
+mod stop;
+mod tag;
+mod version;
+mod wait;
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use crate::{
+    accel::{self, Host, Place},
+    engine,
+    failure::{CommandResult, Failure},
+    globals::Globals,
+    machine,
+};
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Create and run a new container from an image
+    #[command(override_usage = "caisson run [OPTIONS] IMAGE [COMMAND] [ARG...]")]
+    Run(run::RunArgs),
+    /// Execute a command in a running container
+    #[command(override_usage = "caisson exec [OPTIONS] CONTAINER COMMAND [ARG...]")]
+    Exec(exec::ExecArgs),
+    /// List containers
+    #[command(override_usage = "caisson ps [OPTIONS]", visible_alias = "ls")]
+    Ps(ps::PsArgs),
+    /// List images
+    #[command(override_usage = "caisson images [OPTIONS] [REPOSITORY[:TAG]]")]
+    Images(images::ImagesArgs),
+    /// Load an image from a tar archive or STDIN
+    #[command(override_usage = "caisson load [OPTIONS]")]
+    Load(load::LoadArgs),
+    /// Import the contents from a tarball to create a filesystem image
+    #[command(override_usage = "caisson import [OPTIONS] FILE|- [REPOSITORY[:TAG]]")]
+    Import(import::ImportArgs),
+    /// Attach local standard input, output, and error streams to a running container
+    #[command(override_usage = "caisson attach [OPTIONS] CONTAINER")]
+    Attach(attach::AttachArgs),
+    /// Generate shell completions
+    #[command(override_usage = "caisson completion SHELL")]
+    Completion(completion::CompletionArgs),
+    /// Manage containers
+    #[command(override_usage = "caisson container COMMAND", hide = true)]
+    Container(container::ContainerArgs),
+    /// Create a new container
+    #[command(override_usage = "caisson create [OPTIONS] IMAGE [COMMAND] [ARG...]")]
+    Create(create::CreateArgs),
+    /// Check what this host offers to containers
+    #[command(override_usage = "caisson doctor [OPTIONS]")]
+    Doctor(doctor::DoctorArgs),
+    /// Display system-wide information
+    #[command(override_usage = "caisson info [OPTIONS]")]
+    Info(info::InfoArgs),
+    /// Return low-level information on containers and images
+    #[command(override_usage = "caisson inspect [OPTIONS] NAME|ID [NAME|ID...]")]
+    Inspect(inspect::InspectArgs),
+    /// Kill one or more running containers
+    #[command(override_usage = "caisson kill [OPTIONS] CONTAINER [CONTAINER...]")]
+    Kill(kill::KillArgs),
+    /// Fetch the logs of a container
+    #[command(override_usage = "caisson logs [OPTIONS] CONTAINER")]
+    Logs(logs::LogsArgs),
+    /// Manage the emulated host in which containers run where KVM cannot
+    Machine(machine::MachineArgs),
+    /// Remove one or more containers
+    #[command(override_usage = "caisson rm [OPTIONS] CONTAINER [CONTAINER...]")]
+    Rm(rm::RmArgs),
+    /// Remove one or more images
+    #[command(override_usage = "caisson rmi [OPTIONS] IMAGE [IMAGE...]")]
+    Rmi(rmi::RmiArgs),
+    /// Start one or more stopped containers
+    #[command(override_usage = "caisson start [OPTIONS] CONTAINER [CONTAINER...]")]
+    Start(start::StartArgs),
+    /// Stop one or more running containers
+    #[command(override_usage = "caisson stop [OPTIONS] CONTAINER [CONTAINER...]")]
+    Stop(stop::StopArgs),
+    /// Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE
+    #[command(override_usage = "caisson tag SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]")]
+    Tag(tag::TagArgs),
+    /// Show the Caisson version information
+    #[command(override_usage = "caisson version [OPTIONS]")]
+    Version(version::VersionArgs),
+    /// Block until one or more containers stop, then print their exit codes
+    #[command(override_usage = "caisson wait CONTAINER [CONTAINER...]")]
+    Wait(wait::WaitArgs),
+    /// Wait for one container's end and clean up after it (for internal use)
+    #[command(name = engine::MONITOR_COMMAND, hide = true)]
+    Monitor(container::MonitorArgs),
+}
+
+/// Carries the command out, here or in the machine.
+pub fn dispatch(globals: &Globals, command: Command) -> CommandResult {
+    if command.touches_state() {
+        let decided = accel::decide(globals.accel, machine::is_inside(), &Host::probe());
+        let place = decided.map_err(|error| command.failed(Failure::from(error)))?;
+        if place == Place::Machine {
+            let carried = match command.reads_input() {
+                true => machine::carry(globals),
+                false => machine::carry_without_input(globals),
+            };
+            return carried.map_err(|error| command.failed(Failure::from_anyhow(error)));
+        }
+    }
+    here(globals, command)
+}
+
+fn here(globals: &Globals, command: Command) -> CommandResult {
+    match command {
+        Command::Attach(args) => attach::attach(globals, &args),
+        Command::Completion(args) => completion::completion(&args),
+        Command::Container(args) => container::container(globals, args),
+        Command::Create(args) => create::create(globals, &args),
+        Command::Doctor(args) => doctor::doctor(globals, &args),
+        Command::Exec(args) => exec::exec(globals, &args),
+        Command::Images(args) => images::images(globals, &args),
+        Command::Import(args) => import::import(globals, &args),
+        Command::Info(args) => info::info(globals, &args),
+        Command::Inspect(args) => inspect::inspect(globals, &args),
+        Command::Kill(args) => kill::kill(globals, &args),
+        Command::Load(args) => load::load(globals, &args),
+        Command::Logs(args) => logs::logs(globals, &args),
+        Command::Machine(args) => {
+            machine::run_machine_command(globals, args).map_err(Failure::from_anyhow)
+        }
+        Command::Monitor(args) => container::monitor(globals, &args),
+        Command::Ps(args) => ps::ps(globals, &args),
+        Command::Rm(args) => rm::rm(globals, &args),
+        Command::Rmi(args) => rmi::rmi(globals, &args),
+        Command::Run(args) => run::run(globals, &args),
+        Command::Start(args) => start::start(globals, &args),
+        Command::Stop(args) => stop::stop(globals, &args),
+        Command::Tag(args) => tag::tag(globals, &args),
+        Command::Version(args) => version::version(&args),
+        Command::Wait(args) => wait::wait(globals, &args),
+    }
+}
+
+impl Command {
+    /// Whether it must be carried out where the containers are.
+    fn touches_state(&self) -> bool {
+        !matches!(
+            self,
+            Self::Completion(_)
+                | Self::Doctor(_)
+                | Self::Machine(_)
+                | Self::Monitor(_)
+                | Self::Version(_)
+        )
+    }
+
+    /// Whether it may read standard input.
+    fn reads_input(&self) -> bool {
+        match self {
+            Self::Attach(_) => true,
+            Self::Exec(args) => args.interactive,
+            Self::Import(args) => args.file == "-",
+            Self::Load(args) => args.input.is_none(),
+            Self::Run(args) => args.flags.interactive,
+            Self::Start(args) => args.interactive,
+            _ => false,
+        }
+    }
+
+    /// With the exit code and the hint of those that run something.
+    fn failed(&self, failure: Failure) -> Failure {
+        match self {
+            Self::Run(_) => failure.of_run("caisson run"),
+            Self::Create(_) => failure.of_run("caisson create"),
+            Self::Exec(_) => failure.of_run("caisson exec"),
+            _ => failure,
+        }
+    }
+}
+
+/// Does `action` for each name and prints what it gives; goes on after a failure, and
+/// fails at the end.
+fn for_each(
+    names: &[String],
+    mut action: impl FnMut(&str) -> Result<Option<String>, Failure>,
+) -> CommandResult {
+    let mut failed = false;
+    for name in names {
+        match action(name) {
+            Ok(Some(line)) => print_line(&line)?,
+            Ok(None) => {}
+            Err(failure) => {
+                failure.report();
+                failed = true;
+            }
+        }
+    }
+    if failed { Err(Failure::quiet(1)) } else { Ok(ExitCode::SUCCESS) }
+}
+
+/// Writes a line on standard output; a closed pipe ends the command quietly.
+fn print_line(line: &str) -> Result<(), Failure> {
+    use std::io::Write;
+    Ok(writeln!(std::io::stdout(), "{line}")?)
+}

@@ -1,0 +1,91 @@
+//! `stop`: the stop signal, then, if need be, SIGKILL.
+
+use std::{sync::mpsc, thread, time::Duration};
+
+use caisson_shim::client::ShimClient;
+use clap::Args;
+use nix::libc;
+
+use super::for_each;
+use crate::{
+    engine::Engine,
+    failure::{CommandResult, Failure},
+    globals::Globals,
+    options::signal,
+    records::{Container, State},
+};
+
+const DEFAULT_TIMEOUT_SECS: i64 = 10;
+
+#[derive(Args, Clone, Debug)]
+pub struct StopArgs {
+    /// Signal to send to the container
+    #[arg(short, long, value_name = "string")]
+    pub signal: Option<String>,
+
+    /// Seconds to wait before killing the container (-1 for no limit)
+    #[arg(short, long, visible_alias = "time", value_name = "int")]
+    pub timeout: Option<i64>,
+
+    #[arg(value_name = "CONTAINER", required = true, hide = true)]
+    pub containers: Vec<String>,
+}
+
+pub(super) fn stop(globals: &Globals, args: &StopArgs) -> CommandResult {
+    let engine = Engine::open(globals)?;
+    let signal = args.signal.as_deref().map(signal::parse).transpose()?;
+    for_each(&args.containers, |name| {
+        let container = engine.records.find(name)?;
+        if container.state == State::Running {
+            stop_one(&engine, &container, signal, args.timeout)?;
+        }
+        Ok(Some(name.to_owned()))
+    })
+}
+
+fn stop_one(
+    engine: &Engine,
+    container: &Container,
+    signal: Option<i32>,
+    timeout_secs: Option<i64>,
+) -> Result<(), Failure> {
+    let config = container.config.as_ref();
+    let signal = signal.or(config.map(|config| config.stop_signal)).unwrap_or(libc::SIGTERM);
+    let own = config.and_then(|config| config.stop_timeout_secs);
+    let own = own.map(|seconds| i64::try_from(seconds).unwrap_or(i64::MAX));
+    let timeout_secs = timeout_secs.or(own).unwrap_or(DEFAULT_TIMEOUT_SECS);
+    let client = engine.connect_running(container)?;
+    if let Err(error) = client.kill(None, signal as u32, false) {
+        tracing::debug!(%error, "signal {signal} to {}", container.id);
+    }
+    end(engine, container, &client, u64::try_from(timeout_secs).ok())
+}
+
+/// Waits for the end, for `timeout_secs` if there is a limit; then kills. The end is
+/// recorded when this returns.
+pub(super) fn end(
+    engine: &Engine,
+    container: &Container,
+    client: &ShimClient,
+    timeout_secs: Option<u64>,
+) -> Result<(), Failure> {
+    let (sender, ended) = mpsc::channel();
+    let waiting = client.clone();
+    thread::spawn(move || {
+        // The receiver waits, or this process has ended.
+        let _ = sender.send(waiting.wait(None));
+    });
+    let waited = match timeout_secs {
+        None => ended.recv().ok(),
+        Some(seconds) => ended.recv_timeout(Duration::from_secs(seconds)).ok(),
+    };
+    let waited = match waited {
+        Some(waited) => waited,
+        None => {
+            client.kill(None, libc::SIGKILL as u32, true)?;
+            client.wait(None)
+        }
+    };
+    let ended = engine.judge(container, waited);
+    Ok(engine.finish(container, &ended)?)
+}

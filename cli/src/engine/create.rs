@@ -1,0 +1,78 @@
+//! Creating a container: its record, its hold on the image, its directory and disk.
+
+use std::{fs, os::unix::fs::DirBuilderExt};
+
+use caisson_rootfs::{DEFAULT_DISK_BYTES, Image};
+
+use super::{Engine, EngineError, io_error, lease_owner};
+use crate::{
+    config::ContainerConfig,
+    names,
+    records::{Container, State, lock::ContainerLock},
+};
+
+/// The writable disk in a container's directory.
+pub(super) const DISK: &str = "disk.ext4";
+
+/// A container to be.
+pub struct NewContainer<'a> {
+    pub name: Option<&'a str>,
+    pub image: &'a Image,
+    pub config: ContainerConfig,
+}
+
+/// A container in state `creating` or `created`, and its lock.
+pub struct Created {
+    pub container: Container,
+    pub(super) lock: ContainerLock,
+}
+
+impl Engine {
+    /// Creates the container; after an error nothing of it is left. Until it is started or
+    /// settled its state is `creating`: if this process dies, it goes.
+    pub fn create(&mut self, new: NewContainer<'_>) -> Result<Created, EngineError> {
+        let id = names::new_id().map_err(EngineError::Random)?;
+        let mut config = new.config;
+        config.image_id = new.image.id.to_string();
+        let (container, lock) = self.records.insert(&id, new.name, &config)?;
+        if let Err(error) = self.furnish(&container, new.image, &config) {
+            // The first error is the one to tell; what cannot be undone now is reaped later.
+            if let Err(clean_up) = self.discard(&container) {
+                tracing::warn!(%clean_up, "undo the creation of {id}");
+            }
+            return Err(error);
+        }
+        Ok(Created { container, lock })
+    }
+
+    /// Leaves the container in state `created`.
+    pub fn settle(&self, created: Created) -> Result<Container, EngineError> {
+        let id = &created.container.id;
+        self.records.set_state(id, State::Created)?;
+        Ok(self.records.by_id(id)?)
+    }
+
+    /// Removes what was created and is not to be.
+    pub fn abandon(&self, created: Created) -> Result<(), EngineError> {
+        self.discard(&created.container)
+    }
+
+    fn furnish(
+        &self,
+        container: &Container,
+        image: &Image,
+        config: &ContainerConfig,
+    ) -> Result<(), EngineError> {
+        self.store.lease(&lease_owner(&container.id), image)?;
+        // Damage shows now, not at the first start.
+        self.store.layers(image)?;
+        let directory = self.globals.container_dir(&container.id);
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory)
+            .map_err(io_error("create", &directory))?;
+        let size = config.limits.storage_bytes.unwrap_or(DEFAULT_DISK_BYTES);
+        Ok(self.store.create_writable_disk(&directory.join(DISK), size)?)
+    }
+}

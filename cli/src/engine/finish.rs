@@ -1,0 +1,94 @@
+//! The end of a container's run: how it ended, recorded once, and nothing left of it.
+
+use caisson_shim::{client::ClientError, exit::Exit};
+
+use super::{Engine, EngineError, bundle};
+use crate::{
+    format::units,
+    records::{Container, Ended, RecordError, State},
+};
+
+/// The exit code of a container whose VM or shim was lost.
+const LOST: u8 = 137;
+
+impl Engine {
+    /// How a container ended, from what the wait for it gave. The record is not touched.
+    pub fn judge(&self, container: &Container, waited: Result<Exit, ClientError>) -> Ended {
+        match waited {
+            Ok(exit) => ended(exit),
+            Err(error) => self.post_mortem(container, &error.to_string()),
+        }
+    }
+
+    /// How a container ended whose shim cannot tell any more.
+    pub fn post_mortem(&self, container: &Container, reason: &str) -> Ended {
+        // Another command may have recorded the end already.
+        if let Ok(now) = self.records.by_id(&container.id)
+            && now.state == State::Exited
+            && let Some(at) = now.finished
+        {
+            return Ended { code: now.exit_code, at, oom_killed: now.oom_killed, error: now.error };
+        }
+        match Exit::load(&self.globals.bundle_dir(&container.id)) {
+            Ok(Some(exit)) => ended(exit),
+            _ => {
+                Ended { code: LOST, at: units::now(), oom_killed: false, error: reason.to_owned() }
+            }
+        }
+    }
+
+    /// Records the end of the run that `container` shows, ends its shim, and removes the
+    /// container if it is to be. Any number of processes may do it; one does.
+    pub fn finish(&self, container: &Container, ended: &Ended) -> Result<(), EngineError> {
+        let (now, _lock) = match self.records.lock(container) {
+            Err(RecordError::NotFound(_)) => return Ok(()),
+            other => other?,
+        };
+        if now.state != State::Running || now.started != container.started {
+            return Ok(());
+        }
+        if now.config.as_ref().is_some_and(|config| config.auto_remove) {
+            self.records.set_state(&now.id, State::Removing)?;
+            return self.discard(&now);
+        }
+        self.end_shim(&now);
+        self.remove_bundle(&now)?;
+        Ok(self.records.set_exited(&now.id, ended)?)
+    }
+
+    /// Ends the container's shim and with it whatever runs; one that is gone is fine.
+    pub(super) fn end_shim(&self, container: &Container) {
+        let socket = self.globals.shim_socket(&container.id);
+        match self.connect(container) {
+            Ok(client) => {
+                // What is to be deleted may never have been created.
+                if let Err(error) = client.delete(None) {
+                    tracing::debug!(%error, "delete {}", container.id);
+                }
+                if let Err(error) = client.shutdown(true) {
+                    tracing::warn!(%error, "shut down the shim of {}", container.id);
+                }
+            }
+            Err(error) => tracing::debug!(%error, "no shim of {}", container.id),
+        }
+        // A shim that was killed leaves its socket.
+        if let Err(error) = std::fs::remove_file(&socket)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, "remove {}", socket.display());
+        }
+    }
+
+    pub(super) fn remove_bundle(&self, container: &Container) -> Result<(), EngineError> {
+        Ok(bundle::remove(&self.globals.bundle_dir(&container.id))?)
+    }
+}
+
+fn ended(exit: Exit) -> Ended {
+    Ended {
+        code: exit.code,
+        at: i64::try_from(exit.at_unix_nanos).unwrap_or(i64::MAX),
+        oom_killed: exit.oom_killed,
+        error: exit.reason.unwrap_or_default(),
+    }
+}

@@ -1,0 +1,127 @@
+//! The life of a container, as the commands make it: records, store and shims together.
+//!
+//! Each operation takes the container's lock, writes what it is about to do into the
+//! record, does it, and undoes all of it if a step fails.
+
+mod bundle;
+mod create;
+mod finish;
+mod monitor;
+mod reap;
+mod remove;
+mod start;
+
+use caisson_rootfs::{Store, StoreError};
+use caisson_shim::{
+    assets::{AssetError, Assets},
+    client::{ClientError, ShimClient},
+};
+
+pub use bundle::{BundleError, make_fifo};
+pub use create::{Created, NewContainer};
+pub use monitor::{MONITOR_COMMAND, MonitorError, run_monitor};
+pub use start::{Started, Startup, StdioPlan};
+
+use crate::{
+    globals::Globals,
+    records::{Container, RecordError, Records},
+    spec::SpecError,
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error(transparent)]
+    Disk(#[from] caisson_rootfs::DiskError),
+    #[error(transparent)]
+    Asset(#[from] AssetError),
+    #[error(transparent)]
+    Shim(#[from] ClientError),
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+    #[error(transparent)]
+    Attach(#[from] crate::attach::AttachError),
+    #[error("{action} {path}")]
+    Io { action: &'static str, path: std::path::PathBuf, source: std::io::Error },
+    #[error("get random bytes for an id")]
+    Random(#[source] std::io::Error),
+    #[error("container {name} is not running")]
+    NotRunning { name: String },
+    #[error("container {name} is already running")]
+    AlreadyRunning { name: String },
+    #[error(
+        "cannot remove container \"/{name}\": container is running: stop the container before removing \
+         or force remove"
+    )]
+    RemoveRunning { name: String },
+    #[error(
+        "the record of container {name} is damaged, or was written by another version; it can only be \
+         removed: `caisson rm -f {name}`"
+    )]
+    Damaged { name: String },
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// Everything an operation needs.
+pub struct Engine {
+    pub globals: Globals,
+    pub store: Store,
+    pub records: Records,
+}
+
+impl Engine {
+    /// Opens the state, and finishes or undoes what dead processes left.
+    pub fn open(globals: &Globals) -> Result<Self, EngineError> {
+        let engine = Self::open_quietly(globals)?;
+        engine.reap()?;
+        Ok(engine)
+    }
+
+    /// As [`Engine::open`], without tidying up after others.
+    pub fn open_quietly(globals: &Globals) -> Result<Self, EngineError> {
+        let store = Store::open(&globals.root)?;
+        let records = Records::open(store.open_database()?, &globals.root)?;
+        Ok(Self { globals: globals.clone(), store, records })
+    }
+
+    /// The shim of a container.
+    pub fn connect(&self, container: &Container) -> Result<ShimClient, EngineError> {
+        let socket = self.globals.shim_socket(&container.id);
+        Ok(ShimClient::connect(&socket, &container.id, &self.globals.bundle_dir(&container.id))?)
+    }
+
+    /// The shim of a container that must be running.
+    pub fn connect_running(&self, container: &Container) -> Result<ShimClient, EngineError> {
+        if container.state != crate::records::State::Running {
+            return Err(EngineError::NotRunning { name: container.name.clone() });
+        }
+        self.connect(container)
+    }
+
+    fn assets(&self) -> Result<Assets, EngineError> {
+        Ok(Assets::locate()?)
+    }
+}
+
+/// The owner of a container's lease in the image store.
+pub fn lease_owner(id: &str) -> String {
+    format!("container/{id}")
+}
+
+fn io_error<'a>(
+    action: &'static str,
+    path: &'a std::path::Path,
+) -> impl FnOnce(std::io::Error) -> EngineError + use<'a> {
+    move |source| EngineError::Io { action, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests;

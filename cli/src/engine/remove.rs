@@ -1,0 +1,34 @@
+//! Removing a container and everything of it.
+
+use std::{fs, io};
+
+use super::{Engine, EngineError, io_error, lease_owner};
+use crate::records::{Container, State};
+
+impl Engine {
+    /// Removes a container; a running one only with `force`.
+    pub fn remove(&self, container: &Container, force: bool) -> Result<(), EngineError> {
+        let (container, _lock) = self.records.lock(container)?;
+        if container.state == State::Running && !force {
+            return Err(EngineError::RemoveRunning { name: container.name });
+        }
+        self.records.set_state(&container.id, State::Removing)?;
+        self.discard(&container)
+    }
+
+    /// Removes whatever there is of the container, the record last: as long as it is there
+    /// the rest can be found. Under the container's lock.
+    pub(super) fn discard(&self, container: &Container) -> Result<(), EngineError> {
+        self.end_shim(container);
+        self.remove_bundle(container)?;
+        let directory = self.globals.container_dir(&container.id);
+        match fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(io_error("remove", &directory)(error));
+            }
+            _ => {}
+        }
+        self.store.release(&lease_owner(&container.id))?;
+        Ok(self.records.delete(&container.id)?)
+    }
+}

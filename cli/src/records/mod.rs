@@ -1,0 +1,373 @@
+//! Containers as the database knows them: one row each.
+//!
+//! ```text
+//!            create            start             ends
+//!  creating ───────► created ───────► starting ───────► running ───────► exited
+//!      │                │  ▲              │  │                             │ │
+//!      │ failed         │  └── failed ────┘  └─────────── failed ─────────►│ │
+//!      ▼                │                     ▲──────────── start ─────────┘ │
+//!    (gone) ◄─ removing ◄┴───────────────────── rm ──────────────────────────┘
+//! ```
+//!
+//! The states with an -ing are written before the side effects they announce, under the
+//! container's lock ([`lock`]). Whoever finds such a state with the lock free knows that
+//! its owner died, and undoes or finishes it ([`crate::engine`]'s `reap`).
+
+pub mod lock;
+
+use caisson_rootfs::StoreError;
+use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior};
+
+use crate::{
+    config::ContainerConfig,
+    format::units::{self, UnixNanos},
+    names,
+};
+use lock::{ContainerLock, LockError, LockFile, Purpose};
+
+const MIGRATIONS: [&str; 1] = ["
+    CREATE TABLE containers (
+        number     INTEGER PRIMARY KEY AUTOINCREMENT,  -- names its bytes in the lock file
+        id         TEXT NOT NULL UNIQUE,
+        name       TEXT NOT NULL UNIQUE,
+        state      TEXT NOT NULL,
+        config     TEXT NOT NULL,                      -- ContainerConfig, JSON
+        created    INTEGER NOT NULL,                   -- times: nanoseconds since 1970
+        started    INTEGER,
+        finished   INTEGER,
+        exit_code  INTEGER NOT NULL DEFAULT 0,
+        oom_killed INTEGER NOT NULL DEFAULT 0,
+        error      TEXT NOT NULL DEFAULT '',
+        pid        INTEGER NOT NULL DEFAULT 0          -- the vmm's, while it runs
+    );
+"];
+
+/// Generated names that are taken before giving up.
+const MAX_NAME_ATTEMPTS: u32 = 200;
+
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot {action} in the container table")]
+    Database { action: &'static str, source: rusqlite::Error },
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error("write the container's configuration as JSON")]
+    Config(#[source] serde_json::Error),
+    #[error(
+        "Conflict. The container name \"/{name}\" is already in use by container \"{owner}\". You have \
+         to remove (or rename) that container to be able to reuse that name."
+    )]
+    NameInUse { name: String, owner: String },
+    #[error("No such container: {0}")]
+    NotFound(String),
+    #[error("multiple IDs found with provided prefix: {0}")]
+    Ambiguous(String),
+    #[error("get random bytes for a name")]
+    Random(#[source] std::io::Error),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Creating,
+    Created,
+    Starting,
+    Running,
+    Exited,
+    Removing,
+    /// Of another version: can be removed.
+    Unknown,
+}
+
+impl State {
+    const ALL: [(Self, &'static str); 6] = [
+        (Self::Creating, "creating"),
+        (Self::Created, "created"),
+        (Self::Starting, "starting"),
+        (Self::Running, "running"),
+        (Self::Exited, "exited"),
+        (Self::Removing, "removing"),
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        Self::ALL.iter().find(|(state, _)| *state == self).map_or("unknown", |(_, word)| word)
+    }
+
+    fn parse(word: &str) -> Self {
+        Self::ALL
+            .iter()
+            .find(|(_, known)| *known == word)
+            .map_or(Self::Unknown, |(state, _)| *state)
+    }
+
+    /// An operation is under way, or died.
+    pub fn is_transient(self) -> bool {
+        matches!(self, Self::Creating | Self::Starting | Self::Removing)
+    }
+}
+
+/// One row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Container {
+    number: i64,
+    pub id: String,
+    pub name: String,
+    pub state: State,
+    /// `None` if the row's configuration cannot be read; such a container can be listed
+    /// and removed.
+    pub config: Option<ContainerConfig>,
+    pub created: UnixNanos,
+    pub started: Option<UnixNanos>,
+    pub finished: Option<UnixNanos>,
+    pub exit_code: u8,
+    pub oom_killed: bool,
+    pub error: String,
+    pub pid: u32,
+}
+
+#[cfg(test)]
+impl Container {
+    /// A row for tests of what is made from rows.
+    pub(crate) fn sample(
+        id: String,
+        name: &str,
+        state: State,
+        config: Option<ContainerConfig>,
+    ) -> Self {
+        Self {
+            number: 1,
+            id,
+            name: name.to_owned(),
+            state,
+            config,
+            created: 0,
+            started: None,
+            finished: None,
+            exit_code: 0,
+            oom_killed: false,
+            error: String::new(),
+            pid: 0,
+        }
+    }
+}
+
+/// How a container's process ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub code: u8,
+    pub at: UnixNanos,
+    pub oom_killed: bool,
+    pub error: String,
+}
+
+/// The table and its locks.
+pub struct Records {
+    connection: Connection,
+    locks: LockFile,
+}
+
+impl Records {
+    /// `connection` is the store's; `root` is where the lock file goes.
+    pub fn open(mut connection: Connection, root: &std::path::Path) -> Result<Self, RecordError> {
+        caisson_rootfs::migrate(&mut connection, "containers", &MIGRATIONS)?;
+        Ok(Self { connection, locks: LockFile::open(root)? })
+    }
+
+    /// Adds a container in state `creating`, locked by this process. Without a name it gets
+    /// a generated one.
+    pub fn insert(
+        &mut self,
+        id: &str,
+        name: Option<&str>,
+        config: &ContainerConfig,
+    ) -> Result<(Container, ContainerLock), RecordError> {
+        let text = serde_json::to_string(config).map_err(RecordError::Config)?;
+        if let Some(name) = name {
+            return self.try_insert(id, name, &text);
+        }
+        let mut attempt = 0;
+        loop {
+            let generated = names::generate(attempt).map_err(RecordError::Random)?;
+            match self.try_insert(id, &generated, &text) {
+                Err(RecordError::NameInUse { .. }) if attempt < MAX_NAME_ATTEMPTS => attempt += 1,
+                other => return other,
+            }
+        }
+    }
+
+    fn try_insert(
+        &mut self,
+        id: &str,
+        name: &str,
+        config: &str,
+    ) -> Result<(Container, ContainerLock), RecordError> {
+        let failed = database_error("add a container");
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(failed)?;
+        let owner: Option<String> = transaction
+            .query_row("SELECT id FROM containers WHERE name = ?1", [name], |row| row.get(0))
+            .optional()
+            .map_err(failed)?;
+        if let Some(owner) = owner {
+            return Err(RecordError::NameInUse { name: name.to_owned(), owner });
+        }
+        transaction
+            .execute(
+                "INSERT INTO containers (id, name, state, config, created)
+                 VALUES (?1, ?2, 'creating', ?3, ?4)",
+                (id, name, config, units::now()),
+            )
+            .map_err(failed)?;
+        let number = transaction.last_insert_rowid();
+        // Before anyone can see the row: a creating container that is not locked is dead.
+        let lock = self.locks.lock(number, Purpose::Change)?;
+        transaction.commit().map_err(failed)?;
+        Ok((self.by_id(id)?, lock))
+    }
+
+    /// Waits for the container's lock and reads the row again under it.
+    pub fn lock(&self, container: &Container) -> Result<(Container, ContainerLock), RecordError> {
+        let lock = self.locks.lock(container.number, Purpose::Change)?;
+        Ok((self.by_id(&container.id)?, lock))
+    }
+
+    /// Waits until nobody else watches the container.
+    pub fn watch(&self, container: &Container) -> Result<ContainerLock, RecordError> {
+        Ok(self.locks.lock(container.number, Purpose::Watch)?)
+    }
+
+    /// Either lock, unless another process holds it.
+    pub fn try_lock(
+        &self,
+        container: &Container,
+        purpose: Purpose,
+    ) -> Result<Option<ContainerLock>, RecordError> {
+        Ok(self.locks.try_lock(container.number, purpose)?)
+    }
+
+    /// All containers, the newest first.
+    pub fn all(&self) -> Result<Vec<Container>, RecordError> {
+        self.query("list containers", &format!("{SELECT} ORDER BY created DESC, number DESC"), [])
+    }
+
+    /// Those whose state another process should be tending.
+    pub fn tended(&self) -> Result<Vec<Container>, RecordError> {
+        let sql = format!(
+            "{SELECT} WHERE state IN ('creating', 'starting', 'running', 'removing') ORDER BY number"
+        );
+        self.query("list containers", &sql, [])
+    }
+
+    pub fn by_id(&self, id: &str) -> Result<Container, RecordError> {
+        let found = self.query("find a container", &format!("{SELECT} WHERE id = ?1"), [id])?;
+        found.into_iter().next().ok_or_else(|| RecordError::NotFound(id.to_owned()))
+    }
+
+    /// By full id, by name, or by a unique prefix of the id, in this order.
+    pub fn find(&self, reference: &str) -> Result<Container, RecordError> {
+        let not_found = || RecordError::NotFound(reference.to_owned());
+        let name = reference.strip_prefix('/').unwrap_or(reference);
+        let sql = format!("{SELECT} WHERE id = ?1 OR name = ?1 ORDER BY id = ?1 DESC LIMIT 1");
+        if let Some(found) = self.query("find a container", &sql, [name])?.pop() {
+            return Ok(found);
+        }
+        if reference.is_empty()
+            || !reference.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        {
+            return Err(not_found());
+        }
+        let sql = format!("{SELECT} WHERE id GLOB ?1 || '*' LIMIT 2");
+        let mut found = self.query("find a container", &sql, [reference])?;
+        match (found.pop(), found.pop()) {
+            (Some(container), None) => Ok(container),
+            (Some(_), Some(_)) => Err(RecordError::Ambiguous(reference.to_owned())),
+            (None, _) => Err(not_found()),
+        }
+    }
+
+    pub fn set_state(&self, id: &str, state: State) -> Result<(), RecordError> {
+        self.update("UPDATE containers SET state = ?2 WHERE id = ?1", (id, state.as_str()))
+    }
+
+    pub fn set_running(&self, id: &str, pid: u32) -> Result<(), RecordError> {
+        self.update(
+            "UPDATE containers SET state = 'running', pid = ?2, started = ?3, finished = NULL,
+                exit_code = 0, oom_killed = 0, error = '' WHERE id = ?1",
+            (id, pid, units::now()),
+        )
+    }
+
+    /// A start that did not succeed: back to where it was, with the reason.
+    pub fn set_start_failed(&self, id: &str, code: u8, error: &str) -> Result<(), RecordError> {
+        self.update(
+            "UPDATE containers SET pid = 0, exit_code = ?2, error = ?3,
+                state = CASE WHEN started IS NULL THEN 'created' ELSE 'exited' END WHERE id = ?1",
+            (id, code, error),
+        )
+    }
+
+    pub fn set_exited(&self, id: &str, ended: &Ended) -> Result<(), RecordError> {
+        self.update(
+            "UPDATE containers SET state = 'exited', pid = 0, exit_code = ?2, finished = ?3,
+                oom_killed = ?4, error = ?5 WHERE id = ?1",
+            (id, ended.code, ended.at, ended.oom_killed, &ended.error),
+        )
+    }
+
+    pub fn delete(&self, id: &str) -> Result<(), RecordError> {
+        self.update("DELETE FROM containers WHERE id = ?1", [id])
+    }
+
+    fn update(&self, sql: &str, parameters: impl rusqlite::Params) -> Result<(), RecordError> {
+        self.connection
+            .execute(sql, parameters)
+            .map(drop)
+            .map_err(database_error("change a container"))
+    }
+
+    fn query(
+        &self,
+        action: &'static str,
+        sql: &str,
+        parameters: impl rusqlite::Params,
+    ) -> Result<Vec<Container>, RecordError> {
+        let failed = database_error(action);
+        let mut statement = self.connection.prepare(sql).map_err(failed)?;
+        let rows = statement.query_map(parameters, from_row).map_err(failed)?;
+        rows.collect::<rusqlite::Result<_>>().map_err(failed)
+    }
+}
+
+const SELECT: &str =
+    "SELECT number, id, name, state, config, created, started, finished, exit_code,
+    oom_killed, error, pid FROM containers";
+
+/// Numbers out of range become the nearest that is in it: a damaged row must not hide the
+/// others.
+fn from_row(row: &Row<'_>) -> rusqlite::Result<Container> {
+    let config: String = row.get(4)?;
+    Ok(Container {
+        number: row.get(0)?,
+        id: row.get(1)?,
+        name: row.get(2)?,
+        state: State::parse(&row.get::<_, String>(3)?),
+        config: serde_json::from_str(&config).ok(),
+        created: row.get(5)?,
+        started: row.get(6)?,
+        finished: row.get(7)?,
+        exit_code: u8::try_from(row.get::<_, i64>(8)?).unwrap_or(u8::MAX),
+        oom_killed: row.get(9)?,
+        error: row.get(10)?,
+        pid: u32::try_from(row.get::<_, i64>(11)?).unwrap_or(0),
+    })
+}
+
+fn database_error(action: &'static str) -> impl Fn(rusqlite::Error) -> RecordError + Copy {
+    move |source| RecordError::Database { action, source }
+}
+
+#[cfg(test)]
+mod tests;
