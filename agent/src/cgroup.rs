@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use caisson_agent_protocol::{ErrorKind, plan::Resources};
+use caisson_agent_protocol::{
+    ErrorKind,
+    plan::{DeviceRule, Resources},
+};
 use nix::{
     fcntl::OFlag,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -85,7 +88,7 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes `<root>/<name>` with its limits and device filter.
+    /// Makes `<root>/<name>` with its limits.
     pub fn create(root: &Path, name: &str, resources: &Resources) -> Result<Self, CgroupError> {
         let path = root.join(name);
         fs::create_dir(&path).at(|| format!("make cgroup {name}"))?;
@@ -104,12 +107,17 @@ impl Cgroup {
         let events = File::open(path.join("memory.events")).ok();
         let cgroup = Self { path: path.to_owned(), dir: dir.into(), events };
         cgroup.apply(resources)?;
-        if !device_filter::allows_everything(&resources.devices) {
-            let mut rules = resources.devices.clone();
-            rules.extend(device_filter::default_rules());
-            device_filter::attach(cgroup.fd(), &rules).at(|| "attach the device filter")?;
-        }
         Ok(cgroup)
+    }
+
+    /// Lets the processes use only the devices that `rules` and the defaults allow.
+    pub fn filter_devices(&self, rules: &[DeviceRule]) -> Result<(), OsError> {
+        if device_filter::allows_everything(rules) {
+            return Ok(());
+        }
+        let mut rules = rules.to_vec();
+        rules.extend(device_filter::default_rules());
+        device_filter::attach(self.fd(), &rules).at(|| "attach the device filter")
     }
 
     /// The directory, for `CLONE_INTO_CGROUP`.

@@ -23,7 +23,7 @@ use caisson_agent_protocol::{
 use nix::{
     fcntl::{OFlag, open},
     sys::{
-        signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask},
+        signal::{SigSet, SigmaskHow, sigprocmask},
         stat::{Mode, umask},
     },
     unistd::{Gid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchdir, fchown, setsid},
@@ -33,7 +33,7 @@ use crate::{
     command::{self, CommandError},
     credentials,
     devices::{self, is_device},
-    error::{At, OsError, os_message, wire},
+    error::{At, Kind, OsError, os_message, wire},
     kernel_settings, mounts, overlays,
     path::{PathError, Root},
     report::{self, Report},
@@ -100,8 +100,7 @@ fn isolate(task: &Task<'_>) -> Result<(), AgentError> {
     }
     // Before anything else: a copy of another process's pipe would keep it open.
     sys::close_all_but(&mut keep).at(|| "close the agent's descriptors")?;
-    // SAFETY: the default action runs no code of this program.
-    unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.at(|| "reset SIGPIPE")?;
+    sys::reset_signals().at(|| "reset signals")?;
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
         .at(|| "reset the signal mask")?;
     setsid().at(|| "start a session")?;
@@ -127,7 +126,7 @@ fn build(plan: &ContainerPlan, devices: &RootDevices) -> Result<Option<Pty>, Age
     let still_writable = mounts::mount_all(&root, &plan.mounts)?;
     devices::make_all(&root, &plan.mounts, &plan.devices)?;
     overlays::bind_files(&root, &plan.files)?;
-    root.make_dir(&plan.process.cwd)?;
+    make_cwd(&root, &plan.process.cwd)?;
     let pty = open_terminal(&root, &plan.process)?;
     if let Some(pty) = &pty {
         pty.bind_console(&root)?;
@@ -141,6 +140,15 @@ fn build(plan: &ContainerPlan, devices: &RootDevices) -> Result<Option<Pty>, Age
     fchdir(root.fd()).at(|| "enter the new root")?;
     sys::pivot_root_here().at(|| "change to the new root")?;
     Ok(pty)
+}
+
+/// Makes the working directory as far as that can be done: what stands in the way is told
+/// when the process is started in it, in the words of chdir(2).
+fn make_cwd(root: &Root, cwd: &str) -> Result<(), PathError> {
+    match root.make_dir(cwd) {
+        Err(error) if error.kind() == ErrorKind::NoSpace => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Joins the namespaces that `init` lives in; the pid namespace and the cgroup were

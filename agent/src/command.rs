@@ -10,10 +10,7 @@ use std::{
 
 use caisson_agent_protocol::ErrorKind;
 
-use crate::{
-    error::{Kind, os_message},
-    sys,
-};
+use crate::{error::Kind, sys};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -27,11 +24,11 @@ pub enum CommandError {
     Directory { name: String },
     #[error("exec: {name:?}: permission denied")]
     Permission { name: String },
-    #[error("exec: {name:?}: {}", os_message(.source))]
+    #[error("exec: {name:?}")]
     Stat { name: String, source: io::Error },
     /// The file was found and the kernel refused it; a script whose interpreter is
     /// missing is `ENOENT` here.
-    #[error("exec {path}: {}", os_message(.source))]
+    #[error("exec {path}")]
     Exec { path: String, source: io::Error },
 }
 

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | check the plan | nothing to undo yet |
 //! | cut the disks | the child mounts partitions that must exist |
-//! | cgroup with limits and device filter | the child is born in it |
+//! | cgroup with limits | the child is born in it |
 //! | pipes and stream listeners | the shim connects when it has the reply |
 //! | fork | the rest happens in [`crate::child`] |
 
@@ -75,8 +75,14 @@ impl Runtime {
             // Without the watch a kill is still seen when the process exits.
             let _ = self.watch.add(events, Wake::Memory(key));
         }
-        let container =
-            Container { cgroup, extents, init: key, execs: BTreeMap::new(), oom_kills: 0 };
+        let container = Container {
+            cgroup,
+            devices: plan.resources.devices.clone(),
+            extents,
+            init: key,
+            execs: BTreeMap::new(),
+            oom_kills: 0,
+        };
         self.containers.insert(plan.id.clone(), container);
         Ok(())
     }

@@ -170,7 +170,7 @@ impl Disks {
         let mut stale = std::mem::take(&mut self.stale);
         stale.retain(|(device, number)| {
             let Some(disk) = self.disks.get(device) else { return false };
-            let removed = blkpg(&disk.node, BLKPG_DEL_PARTITION, *number, 0, 0);
+            let removed = remove_partition(&disk.node, *number);
             removed.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
         });
         self.stale = stale;
@@ -198,6 +198,11 @@ fn node(disk: &Path, number: u32) -> PathBuf {
         }
         _ => format!("{name}{number}").into(),
     }
+}
+
+/// Takes partition `number` from the device `disk`.
+pub fn remove_partition(disk: &Path, number: u32) -> io::Result<()> {
+    blkpg(disk, BLKPG_DEL_PARTITION, number, 0, 0)
 }
 
 const BLKPG_ADD_PARTITION: c_int = 1;

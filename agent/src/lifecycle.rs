@@ -5,14 +5,14 @@
 //! holds its outputs open. Neither holds the report back longer than [`DRAIN_TIMEOUT`].
 
 use std::{
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     time::{Duration, Instant},
 };
 
 use caisson_agent_protocol::{AgentError, ErrorKind, Event, ExitStatus, Outcome};
 
 use crate::{
-    error::{At, wire},
+    error::{At, OsError, wire},
     process::{DRAIN_TIMEOUT, State},
     reaper,
     report::{self, Received, Report},
@@ -99,7 +99,10 @@ impl Runtime {
         }
     }
 
-    fn on_ready(&mut self, key: Key, terminal: Option<std::os::fd::OwnedFd>) {
+    fn on_ready(&mut self, key: Key, terminal: Option<OwnedFd>) {
+        if let Err(error) = self.close_in(key) {
+            return self.on_failed(key, error.into());
+        }
         if let Some(master) = terminal {
             let watch = &self.watch;
             let process = self.processes.get_mut(&key).expect("looked up by the caller");
@@ -114,6 +117,17 @@ impl Runtime {
             process.state = State::Created;
             let pid = process.pid as u32;
             self.reply(request, Ok(Outcome::Created { pid }));
+        }
+    }
+
+    /// Puts the device filter on a container that its first process has built.
+    fn close_in(&self, key: Key) -> Result<(), OsError> {
+        let process = &self.processes[&key];
+        match self.containers.get(&process.container) {
+            Some(container) if container.init == key => {
+                container.cgroup.filter_devices(&container.devices)
+            }
+            _ => Ok(()),
         }
     }
 

@@ -11,7 +11,10 @@ use std::{
     time::Instant,
 };
 
-use caisson_agent_protocol::{AgentError, ErrorKind, Event, FromAgent, Outcome, plan::Extent};
+use caisson_agent_protocol::{
+    AgentError, ErrorKind, Event, FromAgent, Outcome,
+    plan::{DeviceRule, Extent},
+};
 
 use crate::{
     cgroup::Cgroup,
@@ -35,6 +38,9 @@ pub struct Config {
 #[derive(Debug)]
 pub struct Container {
     pub cgroup: Cgroup,
+    /// Which devices it may use, from when its first process is ready: that one opens
+    /// disks that no process of the image may.
+    pub devices: Vec<DeviceRule>,
     /// What it holds of the disks.
     pub extents: Vec<Extent>,
     /// Its first process.

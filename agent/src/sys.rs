@@ -213,6 +213,32 @@ pub fn pivot_root_here() -> io::Result<()> {
     std::env::set_current_dir("/")
 }
 
+/// Gives every signal its default disposition, those too that libc keeps for itself.
+pub fn reset_signals() -> io::Result<()> {
+    #[repr(C)]
+    struct KernelSigaction {
+        handler: usize,
+        flags: c_ulong,
+        restorer: usize,
+        mask: u64,
+    }
+    let default = KernelSigaction { handler: 0, flags: 0, restorer: 0, mask: 0 };
+    for signal in (1..=64).filter(|&signal| signal != libc::SIGKILL && signal != libc::SIGSTOP) {
+        // SAFETY: the structure has the kernel's layout and outlives the call; the default
+        // disposition runs no code of this program.
+        check(unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                &raw const default,
+                std::ptr::null_mut::<KernelSigaction>(),
+                size_of::<u64>(),
+            )
+        })?;
+    }
+    Ok(())
+}
+
 /// prctl(2) with integer arguments.
 pub fn prctl(option: c_int, a: c_ulong, b: c_ulong) -> io::Result<c_int> {
     // SAFETY: the options used here take integers only.
