@@ -136,7 +136,7 @@ impl<'de> Deserialize<'de> for Digest {
 
 /// A digest in the making.
 #[derive(Clone)]
-pub struct Hasher(State);
+pub(crate) struct Hasher(State);
 
 #[derive(Clone)]
 enum State {
@@ -145,21 +145,21 @@ enum State {
 }
 
 impl Hasher {
-    pub fn new(algorithm: Algorithm) -> Hasher {
+    pub(crate) fn new(algorithm: Algorithm) -> Hasher {
         Hasher(match algorithm {
             Algorithm::Sha256 => State::Sha256(Sha256::new()),
             Algorithm::Sha512 => State::Sha512(Sha512::new()),
         })
     }
 
-    pub fn update(&mut self, data: &[u8]) {
+    pub(crate) fn update(&mut self, data: &[u8]) {
         match &mut self.0 {
             State::Sha256(state) => state.update(data),
             State::Sha512(state) => state.update(data),
         }
     }
 
-    pub fn finish(self) -> Digest {
+    pub(crate) fn finish(self) -> Digest {
         match self.0 {
             State::Sha256(state) => {
                 Digest { algorithm: Algorithm::Sha256, hex: to_hex(&state.finalize()) }
@@ -182,19 +182,19 @@ fn to_hex(bytes: &[u8]) -> Box<str> {
 }
 
 /// Passes reads through, hashing and counting them.
-pub struct HashingReader<R> {
+pub(crate) struct HashingReader<R> {
     inner: R,
     hasher: Hasher,
     bytes: u64,
 }
 
 impl<R: Read> HashingReader<R> {
-    pub fn new(inner: R, algorithm: Algorithm) -> Self {
+    pub(crate) fn new(inner: R, algorithm: Algorithm) -> Self {
         HashingReader { inner, hasher: Hasher::new(algorithm), bytes: 0 }
     }
 
     /// The digest and the count of what was read.
-    pub fn finish(self) -> (Digest, u64) {
+    pub(crate) fn finish(self) -> (Digest, u64) {
         (self.hasher.finish(), self.bytes)
     }
 }

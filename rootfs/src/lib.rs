@@ -5,11 +5,14 @@
 //! keeps each layer as one EROFS file that all VMs share. [`convert_tree`] does the same
 //! for a directory that another engine hands over.
 
+mod compress;
+mod convert_tree;
 mod digest;
 mod disk;
 mod erofs;
 mod layer;
 mod limits;
+mod load;
 mod manifest;
 pub mod progress;
 mod reference;
@@ -19,11 +22,21 @@ mod tar;
 mod testing;
 mod tree;
 
+pub use crate::compress::CompressionError;
+pub use crate::convert_tree::{ConvertTreeError, TreeOptions, TreeStats, convert_tree};
 pub use crate::digest::{Algorithm, Digest, DigestError};
 pub use crate::disk::{DEFAULT_DISK_BYTES, DiskError, MAX_DISK_BYTES, MIN_DISK_BYTES};
+pub use crate::erofs::ErofsError;
+pub use crate::layer::LayerError;
 pub use crate::limits::Limits;
+pub use crate::load::{
+    ChangeError, ImportConfig, ImportError, ImportSource, LoadError, LoadSource, LoadedImage,
+};
+pub use crate::manifest::DocumentError;
 pub use crate::progress::Progress;
 pub use crate::reference::{Reference, ReferenceError};
 pub use crate::store::{
     Freed, Image, ImageSummary, Removed, Store, StoreError, StoreOptions, migrate, open_database,
 };
+pub use crate::tar::TarError;
+pub use crate::tree::TreeError;

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::digest::Digest;
 
@@ -196,6 +198,12 @@ pub(crate) fn parse_config(data: &[u8]) -> Result<ImageConfiguration, DocumentEr
         }
     }
     serde_json::from_value(value).map_err(DocumentError::Json)
+}
+
+/// When an image was made, as its configuration says: RFC 3339, or nothing.
+pub(crate) fn created(config: &[u8]) -> Option<String> {
+    let created = parse_config(config).ok()?.created().clone()?;
+    OffsetDateTime::parse(&created, &Rfc3339).ok()?.format(&Rfc3339).ok()
 }
 
 #[cfg(test)]

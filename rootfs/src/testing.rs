@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -307,9 +307,4 @@ pub(crate) fn odd_tree(root: &Path) {
 /// The digest of a whole file.
 pub(crate) fn file_digest(path: &Path) -> Digest {
     Digest::of(&fs::read(path).unwrap())
-}
-
-/// A path's bytes.
-pub(crate) fn bytes(path: &Path) -> &[u8] {
-    path.as_os_str().as_bytes()
 }

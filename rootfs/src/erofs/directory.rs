@@ -9,11 +9,11 @@ use crate::tree::NodeId;
 const DIRENT: usize = 12;
 
 /// One directory's names in order, with `.` and `..` among them.
-pub(super) fn entries<'a>(
-    children: &'a BTreeMap<Box<[u8]>, NodeId>,
+pub(super) fn entries(
+    children: &BTreeMap<Box<[u8]>, NodeId>,
     own: NodeId,
     parent: NodeId,
-) -> impl Iterator<Item = (&'a [u8], NodeId)> {
+) -> impl Iterator<Item = (&[u8], NodeId)> {
     let mut dots = [(&b"."[..], own), (&b".."[..], parent)].into_iter().peekable();
     let mut named = children.iter().map(|(name, id)| (&**name, *id)).peekable();
     std::iter::from_fn(move || match (dots.peek(), named.peek()) {

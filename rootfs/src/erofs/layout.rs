@@ -65,8 +65,9 @@ pub(super) fn plan(tree: &Tree, first_directory_block: u32) -> Result<Plan, Erof
         position += (head + shape.inline + shape.chunk_map) as u64;
         position = position.next_multiple_of(SLOT);
     }
+    // fsck.erofs 1.5 reads an attribute header behind every inode, even where there is none.
     let meta_blocks =
-        u32::try_from(position.div_ceil(BLOCK_U64)).map_err(|_| ErofsError::TooLarge)?;
+        u32::try_from((position + SLOT).div_ceil(BLOCK_U64)).map_err(|_| ErofsError::TooLarge)?;
     let blocks = directory_block.checked_add(meta_blocks).ok_or(ErofsError::TooLarge)?;
     Ok(Plan { slots, nids, parents, meta_block: directory_block, blocks, time, chunked })
 }

@@ -25,7 +25,7 @@ use std::io;
 use thiserror::Error;
 
 pub(crate) use self::data::{DataWriter, ReadData};
-pub(crate) use self::write::{ImageInfo, write_image};
+pub(crate) use self::write::write_image;
 pub(crate) use self::xattr::is_representable;
 
 pub(crate) const BLOCK_BITS: u8 = 12;

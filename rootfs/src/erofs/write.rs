@@ -215,11 +215,11 @@ impl<'f> Output<'f> {
         if self.buffer.len() >= 1 << 20 { self.flush() } else { Ok(()) }
     }
 
-    /// Zeros up to `position`, which lies less than a block ahead.
+    /// Zeros up to `position`, which lies not much more than a block ahead.
     fn pad_to(&mut self, position: u64) -> Result<(), ErofsError> {
-        let gap = position - self.position();
-        debug_assert!(gap < BLOCK_U64);
-        self.write(&[0; BLOCK][..gap as usize])
+        let gap = (position - self.position()) as usize;
+        self.buffer.resize(self.buffer.len() + gap, 0);
+        self.write(&[])
     }
 
     fn align(&mut self) -> Result<(), ErofsError> {

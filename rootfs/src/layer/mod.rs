@@ -38,8 +38,31 @@ pub enum LayerError {
     HardLink { path: Vec<u8>, target: Vec<u8>, reason: &'static str },
 }
 
+impl LayerError {
+    pub(crate) fn is_disk_full(&self) -> bool {
+        match self {
+            LayerError::Erofs(ErofsError::Write(error)) | LayerError::Tar(TarError::Io(error)) => {
+                crate::store::is_disk_full(error)
+            }
+            _ => false,
+        }
+    }
+
+    /// The cause, if it is a full disk.
+    pub(crate) fn into_disk_full(self) -> Result<io::Error, LayerError> {
+        match self {
+            LayerError::Erofs(ErofsError::Write(error)) | LayerError::Tar(TarError::Io(error))
+                if crate::store::is_disk_full(&error) =>
+            {
+                Ok(error)
+            }
+            other => Err(other),
+        }
+    }
+}
+
 /// Bytes of a name for a message: printable, and not too long.
-fn display(bytes: &[u8]) -> String {
+pub(crate) fn display(bytes: &[u8]) -> String {
     const SHOWN: usize = 200;
     let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN)]);
     let more = if bytes.len() > SHOWN { "…" } else { "" };

@@ -6,17 +6,11 @@ use std::io::{Read, Write};
 use tempfile::NamedTempFile;
 
 use super::{Store, StoreError, sync_directory};
-use crate::digest::{Digest, Hasher};
+use crate::digest::{Algorithm, Digest, Hasher};
 
 impl Store {
     pub(crate) fn has_blob(&self, digest: &Digest) -> bool {
         self.blob_path(digest).is_file()
-    }
-
-    /// Opens a blob for reading; the reader verifies what it reads.
-    pub(crate) fn open_blob(&self, digest: &Digest) -> Result<File, StoreError> {
-        let path = self.blob_path(digest);
-        File::open(&path).map_err(StoreError::io("open the blob", &path))
     }
 
     /// A whole small blob whose digest has been checked, or `None` if the file is missing,
@@ -41,19 +35,18 @@ impl Store {
 
     /// Stores `data`, which the caller has verified to have this digest.
     pub(crate) fn put_blob(&self, digest: &Digest, data: &[u8]) -> Result<(), StoreError> {
-        let mut file = self.new_blob(digest)?;
+        let mut file = self.new_blob(digest.algorithm())?;
         file.write_all(data).map_err(StoreError::io("write", file.path()))?;
         self.commit_blob(digest, file)
     }
 
     /// A temporary file beside the blob's place; it is removed unless it is committed.
-    pub(crate) fn new_blob(&self, digest: &Digest) -> Result<NamedTempFile, StoreError> {
-        let path = self.blob_path(digest);
-        let directory = path.parent().expect("a blob lies in a directory");
+    pub(crate) fn new_blob(&self, algorithm: Algorithm) -> Result<NamedTempFile, StoreError> {
+        let directory = self.root.join("blobs").join(algorithm.name());
         tempfile::Builder::new()
             .prefix(".partial-")
-            .tempfile_in(directory)
-            .map_err(StoreError::io("create a file in", directory))
+            .tempfile_in(&directory)
+            .map_err(StoreError::io("create a file in", &directory))
     }
 
     pub(crate) fn commit_blob(

@@ -10,13 +10,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use super::{Store, StoreError};
 
 /// Held while it lives.
-pub(super) struct StoreLock {
+pub(crate) struct StoreLock {
     _file: File,
 }
 
 impl Store {
     /// Waits while someone deletes, which is short.
-    pub(super) fn lock_to_add(&self) -> Result<StoreLock, StoreError> {
+    pub(crate) fn lock_to_add(&self) -> Result<StoreLock, StoreError> {
         let file = self.lock_file()?;
         file.lock_shared().map_err(StoreError::io("lock", &self.lock_path()))?;
         Ok(StoreLock { _file: file })

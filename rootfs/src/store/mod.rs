@@ -11,6 +11,7 @@
 //! Every file is written under a temporary name, synced and renamed, and only then named by
 //! a row: a crash leaves at worst a file without a row, which [`Store::gc`] removes.
 
+mod add;
 mod blobs;
 mod error;
 mod gc;
@@ -27,6 +28,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Connection;
 
+pub(crate) use self::add::{AddedLayer, ImageRecord, LayerInput};
 pub use self::error::StoreError;
 pub(crate) use self::error::is_disk_full;
 pub use self::gc::Freed;

@@ -115,7 +115,7 @@ fn parse_octal(field: &[u8]) -> Option<u64> {
     let digits = &field[start..];
     let end = digits.iter().position(blank).unwrap_or(digits.len());
     let (digits, rest) = digits.split_at(end);
-    if !rest.iter().all(|byte| blank(byte)) {
+    if !rest.iter().all(blank) {
         return None;
     }
     digits.iter().try_fold(0_u64, |value, &digit| match digit {

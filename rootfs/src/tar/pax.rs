@@ -133,10 +133,10 @@ mod tests {
 
     #[test]
     fn records_are_split_by_their_length() {
-        let pax = Pax::parse(b"12 path=a=b\n14 uid=100000\n10 gid=\n9 x.y=z\n", 0);
-        // The third record's length is wrong by two.
+        let pax = Pax::parse(b"12 path=a=b\n14 uid=100000\n10 gid=\n8 x.y=z\n", 0);
+        // The third record's length is wrong.
         assert!(pax.is_err());
-        let pax = Pax::parse(b"12 path=a=b\n14 uid=100000\n7 gid=\n9 x.y=z\n", 0).unwrap();
+        let pax = Pax::parse(b"12 path=a=b\n14 uid=100000\n7 gid=\n8 x.y=z\n", 0).unwrap();
         assert_eq!(pax.path.as_deref(), Some(&b"a=b"[..]));
         assert_eq!((pax.uid, pax.gid), (Some(100_000), None));
     }
