@@ -29,7 +29,7 @@ use containerd_shim::protos::events::task::{
     TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused,
     TaskResumed, TaskStart,
 };
-use tokio::{sync::watch, time::timeout};
+use tokio::time::timeout;
 
 use crate::{
     agent_client::CallError,
@@ -39,7 +39,7 @@ use crate::{
     plan::{self, HostSize},
     process::{self, Phase, Process},
     rootfs::Rootfs,
-    sandbox::{Launcher, Sandbox, SandboxSpec},
+    sandbox::{Cancelled, Launcher, Sandbox, SandboxSpec},
     stages,
     stdio::{OpenStdio, StdioSpec},
 };
@@ -89,7 +89,7 @@ impl Container {
         request: CreateRequest,
         launcher: &dyn Launcher,
         events: EventSink,
-        mut cancelled: watch::Receiver<bool>,
+        mut cancelled: Cancelled,
     ) -> Result<Arc<Self>, Error> {
         stages::stamp("shim", "create");
         let CreateRequest { id, bundle, rootfs, stdio } = request;
@@ -109,15 +109,12 @@ impl Container {
         let seccomp = plan.process.seccomp.clone();
 
         let spec = SandboxSpec { id: id.clone(), bundle: bundle.clone(), size, rootfs };
-        let sandbox = tokio::select! {
-            launched = launcher.launch(spec) => launched?,
-            _ = cancelled.wait_for(|&cancelled| cancelled) => return Err(Error::Cancelled { id }),
-        };
+        let sandbox = launcher.launch(spec, cancelled.clone()).await?;
         stages::stamp("shim", "agent_ready");
 
         let prepared = tokio::select! {
             prepared = prepare(sandbox.as_ref(), &id, plan, stdio, open, ports) => prepared,
-            _ = cancelled.wait_for(|&cancelled| cancelled) => Err(Error::Cancelled { id: id.clone() }),
+            () = cancelled.cancelled() => Err(Error::Cancelled { id: id.clone() }),
         };
         let init = match prepared {
             Ok(init) => init,
@@ -161,6 +158,11 @@ impl Container {
                 .flatten()
                 .ok_or_else(|| Error::NotFound { what: "process", id: exec.to_owned() }),
         }
+    }
+
+    /// Whether its process still waits for its start.
+    pub fn is_unstarted(&self) -> bool {
+        self.init.phase() == Phase::Created
     }
 
     /// Executes a prepared process.

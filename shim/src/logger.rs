@@ -4,8 +4,17 @@
 //! make the shim log, so the whole log is bounded and so is each line.
 
 use std::{
+    fs::{File, OpenOptions},
     io::{self, Write},
-    sync::atomic::{AtomicUsize, Ordering},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileTypeExt, OpenOptionsExt},
+    },
+    path::Path,
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use log::{LevelFilter, Log, Metadata, Record};
@@ -22,9 +31,11 @@ const MAX_LINE_BYTES: usize = 4096;
 
 struct Bounded {
     written: AtomicUsize,
+    /// containerd's FIFO, beside stderr.
+    fifo: OnceLock<File>,
 }
 
-static LOGGER: Bounded = Bounded { written: AtomicUsize::new(0) };
+static LOGGER: Bounded = Bounded { written: AtomicUsize::new(0), fifo: OnceLock::new() };
 
 /// Installs the logger; `debug` raises the default level from `info`.
 pub fn install(debug: bool) {
@@ -34,6 +45,27 @@ pub fn install(debug: bool) {
     if log::set_logger(&LOGGER).is_ok() {
         log::set_max_level(level.unwrap_or(default));
     }
+}
+
+/// Points stderr at `<bundle>/shim.log`, and copies each line to containerd's FIFO `log`
+/// there if containerd reads it.
+pub fn write_into_bundle(bundle: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    let file = options.open(bundle.join(FILE))?;
+    // SAFETY: both descriptors are open; stderr stays open, as std expects.
+    if unsafe { libc::dup2(file.as_raw_fd(), libc::STDERR_FILENO) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Never waits: not for a reader to come, and not for it to read.
+    let fifo =
+        OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(bundle.join("log"));
+    if let Ok(fifo) = fifo
+        && fifo.metadata()?.file_type().is_fifo()
+    {
+        let _ = LOGGER.fifo.set(fifo);
+    }
+    Ok(())
 }
 
 impl Log for Bounded {
@@ -53,6 +85,9 @@ impl Log for Bounded {
         if before < MAX_LOG_BYTES {
             // Nobody is left to tell when the log itself cannot be written.
             let _ = io::stderr().write_all(line.as_bytes());
+            if let Some(mut fifo) = self.fifo.get() {
+                let _ = fifo.write_all(line.as_bytes());
+            }
             if before + line.len() >= MAX_LOG_BYTES {
                 let _ = io::stderr().write_all(b"the log has reached its limit and ends here\n");
             }

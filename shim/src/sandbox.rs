@@ -6,15 +6,20 @@
 use std::{io, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, sync::watch};
 
 use crate::{agent_client::AgentClient, kind::ErrorKind, rootfs::Rootfs};
 
 /// Starts sandboxes.
 #[async_trait]
 pub trait Launcher: Send + Sync + 'static {
-    /// Boots a VM and waits until its agent serves. Dropping the future ends the VM.
-    async fn launch(&self, spec: SandboxSpec) -> Result<Arc<dyn Sandbox>, LaunchError>;
+    /// Boots a VM and waits until its agent serves. After an error, and when it is
+    /// cancelled, nothing of the VM is left.
+    async fn launch(
+        &self,
+        spec: SandboxSpec,
+        cancelled: Cancelled,
+    ) -> Result<Arc<dyn Sandbox>, LaunchError>;
 }
 
 /// A VM whose agent serves. It lives until it is killed or ends.
@@ -33,6 +38,26 @@ pub trait Sandbox: Send + Sync + 'static {
 
     /// Resolves when the VM has ended and nothing of it is left on the host.
     async fn ended(&self) -> End;
+}
+
+/// Becomes true when nobody wants the VM any more.
+#[derive(Clone, Debug)]
+pub struct Cancelled(watch::Receiver<bool>);
+
+impl Cancelled {
+    /// The flag, and what raises it.
+    pub fn new() -> (watch::Sender<bool>, Self) {
+        let (sender, receiver) = watch::channel(false);
+        (sender, Self(receiver))
+    }
+
+    /// Resolves when it is cancelled.
+    pub async fn cancelled(&mut self) {
+        if self.0.wait_for(|&cancelled| cancelled).await.is_err() {
+            // Nobody is left who could.
+            std::future::pending().await
+        }
+    }
 }
 
 /// The VM to boot.

@@ -18,15 +18,13 @@ use crate::{
     events::EventSink,
     exit::Exit,
     plan,
-    sandbox::Launcher,
+    sandbox::{Cancelled, Launcher},
 };
 
 pub struct Service {
     launcher: Box<dyn Launcher>,
     events: EventSink,
     containers: Mutex<Containers>,
-    /// Set when the shim is to exit.
-    exiting: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -43,12 +41,7 @@ enum Slot {
 
 impl Service {
     pub fn new(launcher: impl Launcher, events: EventSink) -> Arc<Self> {
-        Arc::new(Self {
-            launcher: Box::new(launcher),
-            events,
-            containers: Mutex::default(),
-            exiting: watch::Sender::new(false),
-        })
+        Arc::new(Self { launcher: Box::new(launcher), events, containers: Mutex::default() })
     }
 
     /// Creates a container and tells so with `event`, whose container fields are filled in.
@@ -121,7 +114,6 @@ impl Service {
             containers.closed = true;
         }
         self.end_all("the shim is shutting down").await;
-        self.exiting.send_replace(true);
         true
     }
 
@@ -152,13 +144,15 @@ impl Service {
         }
     }
 
-    /// Resolves when the shim is to exit.
-    pub async fn exiting(&self) {
-        // The sender lives in `self`.
-        let _ = self.exiting.subscribe().wait_for(|&exiting| exiting).await;
+    /// Whether no container runs or has run.
+    pub fn nothing_started(&self) -> bool {
+        self.containers().slots.values().all(|slot| match slot {
+            Slot::Creating { .. } => true,
+            Slot::Ready(container) => container.is_unstarted(),
+        })
     }
 
-    fn reserve(&self, id: &str) -> Result<watch::Receiver<bool>, Error> {
+    fn reserve(&self, id: &str) -> Result<Cancelled, Error> {
         let mut containers = self.containers();
         if containers.closed {
             let state = "the shim is shutting down";
@@ -167,7 +161,7 @@ impl Service {
         if containers.slots.contains_key(id) {
             return Err(Error::AlreadyExists { what: "container", id: id.to_owned() });
         }
-        let (cancel, cancelled) = watch::channel(false);
+        let (cancel, cancelled) = Cancelled::new();
         containers.slots.insert(id.to_owned(), Slot::Creating { cancel });
         Ok(cancelled)
     }

@@ -46,7 +46,8 @@ fn is_dead(path: &Path) -> bool {
             .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
-fn shorten(path: &Path) -> io::Result<(File, PathBuf)> {
+/// `path` in a form that fits, for as long as the directory is held open.
+pub fn shorten(path: &Path) -> io::Result<(File, PathBuf)> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

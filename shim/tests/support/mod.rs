@@ -19,7 +19,7 @@ use caisson_shim::{
     events::{BoxedEvent, EventSink},
     kind::ErrorKind,
     rootfs::{Image, Rootfs},
-    sandbox::{End, LaunchError, Launcher, Sandbox, SandboxSpec},
+    sandbox::{Cancelled, End, LaunchError, Launcher, Sandbox, SandboxSpec},
     service::Service,
     stdio::StdioSpec,
 };
@@ -54,8 +54,21 @@ pub type Streams = Arc<Mutex<HashMap<u32, StdUnixStream>>>;
 
 #[async_trait]
 impl Launcher for FakeLauncher {
-    async fn launch(&self, _: SandboxSpec) -> Result<Arc<dyn Sandbox>, LaunchError> {
-        tokio::time::sleep(self.delay).await;
+    async fn launch(
+        &self,
+        _: SandboxSpec,
+        mut cancelled: Cancelled,
+    ) -> Result<Arc<dyn Sandbox>, LaunchError> {
+        tokio::select! {
+            () = tokio::time::sleep(self.delay) => {}
+            () = cancelled.cancelled() => {
+                return Err(LaunchError {
+                    kind: ErrorKind::Cancelled,
+                    message: "cancelled".into(),
+                    source: None,
+                });
+            }
+        }
         let (ours, theirs) = StdUnixStream::pair().unwrap();
         let control = ours.try_clone().unwrap();
         let streams = Streams::default();

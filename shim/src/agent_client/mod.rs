@@ -387,3 +387,6 @@ fn name_of(call: &Call) -> &'static str {
         Call::Shutdown => "Shutdown",
     }
 }
+
+#[cfg(test)]
+mod tests;

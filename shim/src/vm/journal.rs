@@ -1,0 +1,218 @@
+//! What of a VM is on the host, written down before it is, so that another process can
+//! finish after a shim that was killed.
+
+use std::{
+    fs, io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+pub(super) const JOURNAL: &str = "sandbox.json";
+pub(super) const VSOCK_SOCKET: &str = "vsock.sock";
+
+const VERSION: u32 = 1;
+const MAX_BYTES: u64 = 64 << 10;
+
+/// How long a killed vmm may take to go.
+const KILL_GRACE: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Journal {
+    version: u32,
+    pub(super) id: String,
+    pub(super) uid: Option<u32>,
+    /// `None` until it is started: then the end of the control socket ends it.
+    pub(super) vmm: Option<VmmProcess>,
+}
+
+/// A process, told apart from a later one with its pid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct VmmProcess {
+    pub(super) pid: u32,
+    /// Field 22 of `/proc/<pid>/stat`, in clock ticks since boot.
+    pub(super) start_time: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{action} {}", path.display())]
+pub struct ReapError {
+    action: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl Journal {
+    pub(super) fn new(id: &str, uid: Option<u32>) -> Self {
+        Self { version: VERSION, id: id.to_owned(), uid, vmm: None }
+    }
+
+    /// Replaces the journal in `bundle`, whole or not at all.
+    pub(super) fn save(&self, bundle: &Path) -> io::Result<()> {
+        let temporary = bundle.join(".sandbox.json.new");
+        fs::write(&temporary, serde_json::to_vec(self)?)?;
+        fs::rename(temporary, bundle.join(JOURNAL))
+    }
+
+    fn load(bundle: &Path) -> io::Result<Option<Self>> {
+        let path = bundle.join(JOURNAL);
+        let bytes = match fs::metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+            Ok(found) if found.len() > MAX_BYTES => Vec::new(),
+            Ok(_) => fs::read(&path)?,
+        };
+        match serde_json::from_slice::<Self>(&bytes) {
+            Ok(journal) if journal.version == VERSION => Ok(Some(journal)),
+            // Truncated, or of another version: kept aside for whoever wants to know.
+            _ => {
+                let aside = bundle.join(".sandbox.json.unreadable");
+                log::warn!("{} cannot be read; moved to {}", path.display(), aside.display());
+                fs::rename(path, aside)?;
+                Ok(None)
+            }
+        }
+    }
+}
+
+impl VmmProcess {
+    pub(super) fn of(pid: u32) -> io::Result<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // The name, in parentheses, may hold anything; field 3 follows the last of them.
+        let start_time = stat
+            .rsplit_once(") ")
+            .and_then(|(_, fields)| fields.split(' ').nth(22 - 3))
+            .and_then(|field| field.parse().ok())
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no start time"))?;
+        Ok(Self { pid, start_time })
+    }
+
+    /// Ends it, if it still is the process that was written down.
+    fn kill(self) -> io::Result<()> {
+        let pidfd = match pidfd_open(self.pid) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+            other => other?,
+        };
+        // Looked at after the pidfd is held: from here on the pid cannot change its owner.
+        match Self::of(self.pid) {
+            Ok(found) if found == self => {}
+            _ => return Ok(()),
+        }
+        // SAFETY: the pidfd is open; the other arguments are numbers and a null pointer.
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                pidfd.as_raw_fd(),
+                libc::SIGKILL,
+                std::ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        };
+        if sent < 0 && io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH) {
+            return Err(io::Error::last_os_error());
+        }
+        await_end(&pidfd)
+    }
+}
+
+pub(super) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes numbers only.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = i32::try_from(fd).unwrap_or(-1);
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us; it sets close-on-exec.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn await_end(pidfd: &OwnedFd) -> io::Result<()> {
+    let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let timeout = i32::try_from(KILL_GRACE.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: `poll` is one valid pollfd.
+    match unsafe { libc::poll(&mut poll, 1, timeout) } {
+        1 => Ok(()),
+        0 => Err(io::Error::new(io::ErrorKind::TimedOut, "the vmm does not end")),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Removes what a VM leaves in its bundle.
+pub(super) fn remove_files(bundle: &Path) {
+    for name in [VSOCK_SOCKET, JOURNAL] {
+        match fs::remove_file(bundle.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                log::warn!("remove {}: {error}", bundle.join(name).display());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Ends and removes whatever a shim that is gone has left of the VM in `bundle`. Without
+/// such a thing, and without the bundle, there is nothing to do.
+pub fn reap(bundle: &Path) -> Result<(), ReapError> {
+    let failed = |action| {
+        let path = bundle.join(JOURNAL);
+        move |source| ReapError { action, path, source }
+    };
+    let journal = Journal::load(bundle).map_err(failed("read"))?;
+    if let Some(vmm) = journal.and_then(|journal| journal.vmm) {
+        vmm.kill().map_err(failed("end the vmm that stands in"))?;
+    }
+    remove_files(bundle);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    fn sleeper() -> std::process::Child {
+        Command::new("sleep").arg("1000").spawn().unwrap()
+    }
+
+    #[test]
+    fn what_a_killed_shim_left_is_ended_and_removed() {
+        let bundle = tempfile::tempdir().unwrap();
+        let mut child = sleeper();
+        let vmm = VmmProcess::of(child.id()).unwrap();
+        Journal { vmm: Some(vmm), ..Journal::new("c", Some(7)) }.save(bundle.path()).unwrap();
+        fs::write(bundle.path().join(VSOCK_SOCKET), "").unwrap();
+        // Its zombie is the parent's to collect; the pidfd tells the end all the same.
+        let waiter = std::thread::spawn(move || child.wait().unwrap());
+        reap(bundle.path()).unwrap();
+        assert!(!waiter.join().unwrap().success());
+        assert_eq!(fs::read_dir(bundle.path()).unwrap().count(), 0);
+        reap(bundle.path()).unwrap();
+        reap(Path::new("/no/such/bundle")).unwrap();
+    }
+
+    #[test]
+    fn another_process_with_the_pid_is_left_alone() {
+        let bundle = tempfile::tempdir().unwrap();
+        let mut child = sleeper();
+        let vmm = VmmProcess { start_time: 1, ..VmmProcess::of(child.id()).unwrap() };
+        Journal { vmm: Some(vmm), ..Journal::new("c", None) }.save(bundle.path()).unwrap();
+        reap(bundle.path()).unwrap();
+        assert_eq!(child.try_wait().unwrap(), None, "it still runs");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn an_unreadable_journal_is_set_aside() {
+        for content in ["", "{", "{\"version\":2,\"id\":\"c\",\"uid\":null,\"vmm\":null}"] {
+            let bundle = tempfile::tempdir().unwrap();
+            fs::write(bundle.path().join(JOURNAL), content).unwrap();
+            reap(bundle.path()).unwrap();
+            assert!(!bundle.path().join(JOURNAL).exists());
+            let kept = fs::read_to_string(bundle.path().join(".sandbox.json.unreadable"));
+            assert_eq!(kept.unwrap(), content);
+        }
+    }
+}

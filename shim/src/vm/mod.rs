@@ -1,0 +1,218 @@
+//! The real sandbox: a vmm process and what the host keeps for it.
+//!
+//! ```text
+//!   launch ── spawn ──► supervise task ── until the vmm has ended ──► everything removed
+//!     │                   ▲ kill requests, control events
+//!     └─ waits for the agent, or the end, or the deadline
+//! ```
+//!
+//! The supervise task owns the process, the user id, the sockets and the journal; they
+//! are freed in one place, whatever the reason.
+
+mod boot;
+mod cmdline;
+mod console;
+mod journal;
+mod lease;
+mod monitor;
+mod spawn;
+mod supervise;
+
+use std::{
+    io,
+    os::unix::net::UnixListener as StdUnixListener,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    sync::watch,
+    time::timeout,
+};
+
+use crate::{
+    agent_client::AgentClient,
+    assets::Assets,
+    kind::ErrorKind,
+    sandbox::{Cancelled, End, LaunchError, Launcher, Sandbox, SandboxSpec},
+    stages, unix_path,
+};
+use console::Ring;
+use journal::{Journal, VmmProcess};
+use lease::UidLease;
+use supervise::{Owned, Watched};
+
+pub use journal::{ReapError, reap};
+
+/// The console's log in the bundle.
+pub const CONSOLE_LOG: &str = "console.log";
+
+/// How long the vmm and the agent may take to open a stream.
+const CONNECT_GRACE: Duration = Duration::from_secs(20);
+
+/// Boots VMs on this host.
+#[derive(Clone, Debug)]
+pub struct VmLauncher {
+    pub assets: Assets,
+    /// `--state`: user ids are leased here.
+    pub state: PathBuf,
+}
+
+struct VmSandbox {
+    agent: AgentClient,
+    pid: u32,
+    bundle: PathBuf,
+    vm: Arc<Watched>,
+}
+
+#[async_trait]
+impl Launcher for VmLauncher {
+    async fn launch(
+        &self,
+        spec: SandboxSpec,
+        cancelled: Cancelled,
+    ) -> Result<Arc<dyn Sandbox>, LaunchError> {
+        let parts = spawn::Parts::open(&self.assets)?;
+        let (spawned, owned) = self.start(&parts, &spec)?;
+        let pid = spawned.child.id();
+        stages::stamp("shim", "vmm_spawned");
+
+        let ring = Ring::default();
+        let complaints = Ring::default();
+        let log = console::open_log(&spec.bundle.join(CONSOLE_LOG));
+        let pipes = [
+            tokio::spawn(console::drain(spawned.console, ring.clone(), log)),
+            tokio::spawn(console::drain(spawned.stderr, complaints.clone(), None)),
+        ];
+        let vm = Arc::new(Watched::new(ring, complaints));
+        let started = (|| {
+            spawned.control.set_nonblocking(true)?;
+            spawned.agent.set_nonblocking(true)?;
+            let control = UnixStream::from_std(spawned.control)?;
+            let agent = UnixStream::from_std(spawned.agent)?;
+            supervise::start(spawned.child, control, owned, vm.clone(), pipes)?;
+            Ok::<_, io::Error>(agent)
+        })();
+        let agent = started.map_err(failed("watch the vmm"))?;
+        match boot::await_agent(agent, &vm, cancelled).await {
+            Ok(agent) => Ok(Arc::new(VmSandbox { agent, pid, bundle: spec.bundle, vm })),
+            Err(error) => {
+                vm.kill("it did not boot");
+                vm.ended().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl VmLauncher {
+    /// Everything that changes the host, journalled before.
+    fn start(
+        &self,
+        parts: &spawn::Parts,
+        spec: &SandboxSpec,
+    ) -> Result<(spawn::Spawned, Owned), LaunchError> {
+        let lease = if is_root() {
+            let lease = UidLease::take(&self.state, &spec.id);
+            Some(lease.map_err(failed("take a user id for the VM"))?)
+        } else {
+            log::warn!("not root: the vmm runs as this user, without its jail");
+            None
+        };
+        let mut journal = Journal::new(&spec.id, lease.as_ref().map(|lease| lease.uid));
+        // Dropped on every error from here on, it removes what is there by then.
+        let owned = Owned::new(spec.bundle.clone(), lease);
+        journal.save(&spec.bundle).map_err(failed("write the VM's journal"))?;
+        let listener = listen(&spec.bundle).map_err(failed("listen for the VM's streams"))?;
+        let uid = journal.uid;
+        let mut spawned =
+            spawn::spawn(parts, spec, &listener, uid).map_err(failed("start the vmm"))?;
+        let noted = VmmProcess::of(spawned.child.id()).and_then(|vmm| {
+            journal.vmm = Some(vmm);
+            journal.save(&spec.bundle)
+        });
+        if let Err(error) = noted {
+            let _ = spawned.child.kill();
+            let _ = spawned.child.wait();
+            return Err(failed("write the VM's journal")(error));
+        }
+        Ok((spawned, owned))
+    }
+}
+
+fn listen(bundle: &Path) -> io::Result<StdUnixListener> {
+    unix_path::bind(&bundle.join(journal::VSOCK_SOCKET))
+}
+
+fn is_root() -> bool {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+fn failed(action: &'static str) -> impl FnOnce(io::Error) -> LaunchError {
+    move |source| LaunchError {
+        kind: match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+            _ => ErrorKind::BootFailed,
+        },
+        message: action.to_owned(),
+        source: Some(Box::new(source)),
+    }
+}
+
+#[async_trait]
+impl Sandbox for VmSandbox {
+    fn agent(&self) -> &AgentClient {
+        &self.agent
+    }
+
+    fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    async fn connect(&self, port: u32) -> io::Result<UnixStream> {
+        let socket = self.bundle.join(journal::VSOCK_SOCKET);
+        match timeout(CONNECT_GRACE, connect(&socket, port)).await {
+            Ok(connected) => connected,
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the guest does not accept it")),
+        }
+    }
+
+    fn kill(&self, reason: &str) {
+        self.vm.kill(reason);
+    }
+
+    async fn ended(&self) -> End {
+        self.vm.ended().await
+    }
+}
+
+/// Connects through the vmm: `CONNECT <port>\n`, answered by `OK <host port>\n`.
+async fn connect(socket: &Path, port: u32) -> io::Result<UnixStream> {
+    let (_directory, short) = unix_path::shorten(socket)?;
+    let mut stream = UnixStream::connect(short).await?;
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
+    let mut answer = Vec::new();
+    // Byte by byte: what follows the line belongs to the stream.
+    while answer.last() != Some(&b'\n') {
+        let byte = stream.read_u8().await.map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => io::ErrorKind::ConnectionRefused.into(),
+            _ => error,
+        })?;
+        answer.push(byte);
+        if answer.len() > 32 {
+            break;
+        }
+    }
+    if answer.starts_with(b"OK ") && answer.ends_with(b"\n") {
+        return Ok(stream);
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "the vmm's answer is none"))
+}
+
+/// An end that everyone may wait for.
+type EndWatch = watch::Sender<Option<End>>;
