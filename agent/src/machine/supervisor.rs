@@ -1,7 +1,8 @@
 //! PID 1's loop: reaps, answers the control port, forks a process for each session.
 //!
 //! A port stays open here for good. While nobody is connected it reports a hang-up, so all
-//! are watched edge-triggered: an event comes when something changes.
+//! are watched edge-triggered: an event comes when something changes. While a session has
+//! a port, the port is not watched here.
 
 use std::{
     fs, io,
@@ -43,8 +44,6 @@ pub(super) enum SupervisorError {
     OpenPort { path: PathBuf, source: nix::Error },
     #[error("watch signals and ports")]
     Watch(#[source] nix::Error),
-    #[error("start a session's process")]
-    Fork(#[source] nix::Error),
 }
 
 /// Tokens of the epoll set: a port's number, or this.
@@ -57,16 +56,24 @@ struct Port {
     session: Option<Pid>,
 }
 
+struct Supervisor<'a> {
+    share: &'a HostShare,
+    epoll: Epoll,
+    ports: Vec<Port>,
+}
+
 /// Runs until a shutdown. `kept` lies on the machine's disk.
 pub(super) fn run(share: &HostShare, kept: &Path) -> Result<(), SupervisorError> {
     let control = open_port(CONTROL_PORT)?;
-    let mut ports = SESSION_PORTS.map(open_session_port).collect::<Result<Vec<_>, _>>()?;
+    let ports = SESSION_PORTS.map(open_session_port).collect::<Result<Vec<_>, _>>()?;
     let signals = block_signals().map_err(SupervisorError::Watch)?;
-    let epoll = watch(&signals, &control, &ports).map_err(SupervisorError::Watch)?;
-    let mut control_channel = Channel::new(control.as_fd());
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(SupervisorError::Watch)?;
+    let mut supervisor = Supervisor { share, epoll, ports };
+    supervisor.watch(&signals, &control).map_err(SupervisorError::Watch)?;
+    let mut channel = Channel::new(control.as_fd());
     let mut events = [EpollEvent::empty(); 32];
     loop {
-        let count = match epoll.wait(&mut events, EpollTimeout::NONE) {
+        let count = match supervisor.epoll.wait(&mut events, EpollTimeout::NONE) {
             Ok(count) => count,
             Err(Errno::EINTR) => continue,
             Err(error) => return Err(SupervisorError::Watch(error)),
@@ -76,26 +83,80 @@ pub(super) fn run(share: &HostShare, kept: &Path) -> Result<(), SupervisorError>
                 SIGNALS => {
                     // One signal stands for many; the reaping asks for each child.
                     while let Ok(Some(_)) = signals.read_signal() {}
-                    reap_all(&mut ports);
-                    // What came while a session still had its port gave no new event.
-                    for port in &mut ports {
-                        serve_if_called(port, share)?;
-                    }
+                    supervisor.reap_all()?;
                 }
                 number if number == u64::from(CONTROL_PORT) => {
-                    if answer(&mut control_channel, &ports) {
+                    if answer(&mut channel, &supervisor.ports) {
                         power::shut_down(kept);
                     }
                 }
-                number => {
-                    let called = ports.iter_mut().find(|port| u64::from(port.number) == number);
-                    if let Some(port) = called {
-                        serve_if_called(port, share)?;
+                number => supervisor.serve_if_called(number)?,
+            }
+        }
+    }
+}
+
+impl Supervisor<'_> {
+    fn watch(&self, signals: &SignalFd, control: &OwnedFd) -> nix::Result<()> {
+        self.epoll.add(signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS))?;
+        let changes = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
+        self.epoll.add(control, EpollEvent::new(changes, u64::from(CONTROL_PORT)))?;
+        self.ports.iter().try_for_each(|port| watch_port(&self.epoll, port))
+    }
+
+    fn reap_all(&mut self) -> Result<(), SupervisorError> {
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) | Err(_) => return Ok(()),
+                Ok(status) => {
+                    let ended = status.pid();
+                    for port in self.ports.iter_mut().filter(|port| port.session == ended) {
+                        port.session = None;
+                        // What waits there already makes an event now.
+                        watch_port(&self.epoll, port).map_err(SupervisorError::Watch)?;
                     }
                 }
             }
         }
     }
+
+    /// Forks a process for the session that calls at the port, and leaves the port to it.
+    ///
+    /// The driver wakes pollers only for data that no poll has seen. With two of them, one
+    /// may sleep over what the other has noticed, so a port has one at any time.
+    fn serve_if_called(&mut self, number: u64) -> Result<(), SupervisorError> {
+        let port = self.ports.iter_mut().find(|port| u64::from(port.number) == number);
+        let Some(port) = port.filter(|port| port.session.is_none() && is_called(&port.file)) else {
+            return Ok(());
+        };
+        self.epoll.delete(&port.file).map_err(SupervisorError::Watch)?;
+        // SAFETY: this process has one thread, so that the child may do anything.
+        match unsafe { fork() } {
+            Ok(ForkResult::Parent { child }) => port.session = Some(child),
+            Ok(ForkResult::Child) => serve(port, self.share),
+            Err(error) => {
+                // The host repeats its greeting, and with it the attempt.
+                eprintln!("caisson-machine: start a session on port {number}: {error}");
+                watch_port(&self.epoll, port).map_err(SupervisorError::Watch)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn watch_port(epoll: &Epoll, port: &Port) -> nix::Result<()> {
+    let changes = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+    epoll.add(&port.file, EpollEvent::new(changes, u64::from(port.number)))
+}
+
+/// The life of a session's process.
+fn serve(port: &Port, share: &HostShare) -> ! {
+    drop_stale_names();
+    let result = session::serve(port.file.as_fd(), Some(share));
+    if let Err(error) = &result {
+        eprintln!("caisson-machine: session on port {}: {}", port.number, words(error));
+    }
+    std::process::exit(i32::from(result.is_err()))
 }
 
 fn open_session_port(number: u32) -> Result<Port, SupervisorError> {
@@ -120,54 +181,6 @@ fn block_signals() -> nix::Result<SignalFd> {
     set.add(Signal::SIGCHLD);
     set.thread_block()?;
     SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-}
-
-fn watch(signals: &SignalFd, control: &OwnedFd, ports: &[Port]) -> nix::Result<Epoll> {
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    epoll.add(signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS))?;
-    let changes = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
-    epoll.add(control, EpollEvent::new(changes, u64::from(CONTROL_PORT)))?;
-    for port in ports {
-        let changes = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
-        epoll.add(&port.file, EpollEvent::new(changes, u64::from(port.number)))?;
-    }
-    Ok(epoll)
-}
-
-fn reap_all(ports: &mut [Port]) {
-    loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
-            Ok(status) => {
-                for port in ports.iter_mut().filter(|port| port.session == status.pid()) {
-                    port.session = None;
-                }
-            }
-            Err(_) => return,
-        }
-    }
-}
-
-/// Forks a process for the session that calls at the port, unless one runs there.
-fn serve_if_called(port: &mut Port, share: &HostShare) -> Result<(), SupervisorError> {
-    if port.session.is_some() || !is_called(&port.file) {
-        return Ok(());
-    }
-    // SAFETY: this process has one thread, so that the child may do anything.
-    match unsafe { fork() }.map_err(SupervisorError::Fork)? {
-        ForkResult::Parent { child } => {
-            port.session = Some(child);
-            Ok(())
-        }
-        ForkResult::Child => {
-            drop_stale_names();
-            let result = session::serve(port.file.as_fd(), Some(share));
-            if let Err(error) = &result {
-                eprintln!("caisson-machine: session {}: {}", port.number, words(error));
-            }
-            std::process::exit(i32::from(result.is_err()));
-        }
-    }
 }
 
 /// Whether the host has sent something and is still there. A port without its host counts
