@@ -37,6 +37,11 @@ impl Assets {
         Ok(Self { programs, files })
     }
 
+    /// An installation at another place than this program's.
+    pub fn at(programs: impl Into<PathBuf>, files: impl Into<PathBuf>) -> Self {
+        Self { programs: programs.into(), files: files.into() }
+    }
+
     pub fn vmm(&self) -> Result<PathBuf, AssetError> {
         present("the vmm", self.programs.join("caisson-vmm"))
     }

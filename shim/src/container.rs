@@ -497,6 +497,9 @@ impl Container {
             }
         }
         let exit = process::lost(self.sandbox.as_ref()).await;
+        // What it said last may still be on the way through the reader.
+        tokio::time::sleep(process::LAST_WORD_GRACE).await;
+        self.sandbox.agent().abandon("its VM has ended");
         let _changing = self.init.changing.lock().await;
         if self.init.phase() == Phase::Created {
             self.finish(&self.init, None, exit);

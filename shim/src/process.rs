@@ -14,7 +14,10 @@ use std::{
 };
 
 use caisson_agent_protocol::plan::StdioPorts;
-use tokio::sync::watch;
+use tokio::{
+    sync::{oneshot, watch},
+    time::timeout,
+};
 
 use crate::{
     agent_client::AgentExit,
@@ -30,6 +33,9 @@ const IDLE_GRACE: Duration = Duration::from_millis(500);
 const STALLED_GRACE: Duration = Duration::from_secs(2);
 /// How long a delete gives the rest of the output to such a reader.
 const DELETE_GRACE: Duration = Duration::from_secs(10);
+
+/// How long an exit may take from a VM that has ended to here.
+pub const LAST_WORD_GRACE: Duration = Duration::from_millis(100);
 
 /// The exit code of what a lost VM held, that of SIGKILL.
 pub const LOST_CODE: u8 = 137;
@@ -138,13 +144,16 @@ async fn connect(
 }
 
 /// The exit that the agent has told, or the loss of the VM that kept it from telling.
-pub async fn exit_of(
-    told: tokio::sync::oneshot::Receiver<AgentExit>,
-    sandbox: &dyn Sandbox,
-) -> Exit {
-    match told.await {
-        Ok(told) => Exit { oom_killed: told.oom_killed, ..Exit::now(told.status.code()) },
-        Err(_) => lost(sandbox).await,
+pub async fn exit_of(mut told: oneshot::Receiver<AgentExit>, sandbox: &dyn Sandbox) -> Exit {
+    let heard = tokio::select! {
+        biased;
+        told = &mut told => told.ok(),
+        // Its last message may still be on the way through the reader.
+        _ = sandbox.ended() => timeout(LAST_WORD_GRACE, told).await.ok().and_then(Result::ok),
+    };
+    match heard {
+        Some(told) => Exit { oom_killed: told.oom_killed, ..Exit::now(told.status.code()) },
+        None => lost(sandbox).await,
     }
 }
 

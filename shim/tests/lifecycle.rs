@@ -1,6 +1,6 @@
 //! A container's whole life on the fake sandbox.
 
-#[allow(unreachable_pub, reason = "shared by test binaries")]
+#[allow(unreachable_pub, dead_code, reason = "shared by test binaries")]
 mod support;
 
 use std::{

@@ -227,6 +227,11 @@ impl AgentClient {
         reason.ok().and_then(|reason| reason.clone()).expect("a lost channel has a reason")
     }
 
+    /// Gives the agent up: whatever waits for it fails with this reason.
+    pub fn abandon(&self, reason: &str) {
+        self.shared.lose(reason.to_owned());
+    }
+
     fn lost_error(&self) -> CallError {
         let reason = self.shared.lost.borrow().clone();
         CallError::Lost { reason: reason.unwrap_or_else(|| "its channel is closed".to_owned()) }

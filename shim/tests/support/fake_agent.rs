@@ -16,10 +16,9 @@ use caisson_agent_protocol::{
     plan::{ProcessPlan, StdioPorts},
     read_frame, write_frame,
 };
-use caisson_shim::sandbox::End;
-use tokio::sync::watch;
 
-use super::Streams;
+/// The shim's ends of the streams on which the agent listens.
+pub type Streams = Arc<Mutex<HashMap<u32, UnixStream>>>;
 
 /// How the agent misbehaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,7 +39,7 @@ pub enum Behaviour {
 
 type Key = (String, Option<String>);
 
-pub(super) struct FakeAgent {
+pub struct FakeAgent {
     control: Arc<Mutex<UnixStream>>,
     streams: Streams,
     behaviour: Behaviour,
@@ -49,11 +48,11 @@ pub(super) struct FakeAgent {
 }
 
 impl FakeAgent {
-    pub(super) fn serve(
+    pub fn serve(
         control: UnixStream,
         streams: Streams,
         behaviour: Behaviour,
-        end: watch::Sender<Option<End>>,
+        at_end: impl FnOnce() + Send + 'static,
     ) {
         let mut reader = control.try_clone().unwrap();
         let mut agent = Self {
@@ -82,11 +81,7 @@ impl FakeAgent {
                 unsafe { libc::kill(-pid, libc::SIGKILL) };
             }
             agent.streams.lock().unwrap().clear();
-            end.send_if_modified(|end| {
-                let first = end.is_none();
-                end.get_or_insert(End { reason: "the guest has shut down".into() });
-                first
-            });
+            at_end();
         });
     }
 

@@ -4,7 +4,6 @@
 mod fake_agent;
 
 use std::{
-    collections::HashMap,
     fs, io,
     os::unix::net::UnixStream as StdUnixStream,
     path::Path,
@@ -29,7 +28,7 @@ use tokio::{
 };
 
 pub use fake_agent::Behaviour;
-use fake_agent::FakeAgent;
+use fake_agent::{FakeAgent, Streams};
 
 pub const DEADLINE: Duration = Duration::from_millis(400);
 
@@ -48,9 +47,6 @@ pub struct FakeSandbox {
     control: StdUnixStream,
     end: watch::Sender<Option<End>>,
 }
-
-/// The shim's ends of the streams on which the agent listens.
-pub type Streams = Arc<Mutex<HashMap<u32, StdUnixStream>>>;
 
 #[async_trait]
 impl Launcher for FakeLauncher {
@@ -73,7 +69,10 @@ impl Launcher for FakeLauncher {
         let control = ours.try_clone().unwrap();
         let streams = Streams::default();
         let end = watch::Sender::new(None);
-        FakeAgent::serve(theirs, streams.clone(), self.behaviour, end.clone());
+        let at_end = end.clone();
+        FakeAgent::serve(theirs, streams.clone(), self.behaviour, move || {
+            set_end(&at_end, "the guest has shut down");
+        });
         ours.set_nonblocking(true).unwrap();
         let deadlines = Deadlines { prepare: DEADLINE, call: DEADLINE };
         let ours = UnixStream::from_std(ours).unwrap();
@@ -113,11 +112,7 @@ impl Sandbox for FakeSandbox {
     }
 
     fn kill(&self, reason: &str) {
-        self.end.send_if_modified(|end| {
-            let first = end.is_none();
-            end.get_or_insert(End { reason: reason.to_owned() });
-            first
-        });
+        set_end(&self.end, reason);
         let _ = self.control.shutdown(std::net::Shutdown::Both);
     }
 
@@ -126,6 +121,14 @@ impl Sandbox for FakeSandbox {
         let end = end.wait_for(Option::is_some).await.unwrap();
         end.clone().unwrap()
     }
+}
+
+fn set_end(end: &watch::Sender<Option<End>>, reason: &str) {
+    end.send_if_modified(|end| {
+        let first = end.is_none();
+        end.get_or_insert(End { reason: reason.to_owned() });
+        first
+    });
 }
 
 /// A shim with a fake launcher, and a bundle to run.
