@@ -3,6 +3,9 @@
 //! Every image is opened here, once: the vmm and the plan get what was opened, whatever
 //! happens to the path afterwards.
 
+mod mounts;
+mod snapshots;
+
 use std::{
     fs::{File, OpenOptions},
     io,
@@ -12,6 +15,9 @@ use std::{
 
 use caisson_agent_protocol::plan::{Extent, RootfsPlan};
 
+use caisson_rootfs::{ConvertTreeError, DiskError};
+
+use self::snapshots::{Snapshots, Tree};
 use crate::{client::RootfsMount, kind::ErrorKind};
 
 /// The serial numbers of the VM's block devices.
@@ -42,42 +48,111 @@ pub enum RootfsError {
     UnknownType { fstype: String, source_path: String },
     #[error("a root filesystem without any layer")]
     NoLayers,
+    #[error("an overlay mount without lowerdir")]
+    NoLowerDir,
+    #[error("images and directories are mixed in one root filesystem")]
+    Mixed,
+    #[error("{} is no directory", path.display())]
+    NotADirectory { path: PathBuf },
+    #[error("{action} {}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("convert {} to an image", directory.display())]
+    Convert { directory: PathBuf, source: Box<ConvertTreeError> },
+    #[error("make a writable disk")]
+    Disk(#[source] DiskError),
+    #[error("the conversion of the root filesystem failed unexpectedly")]
+    Panicked,
 }
 
 impl RootfsError {
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Open { source, .. } => match source.kind() {
+            Self::Open { source, .. } | Self::Io { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => ErrorKind::NotFound,
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
                 _ => ErrorKind::Internal,
             },
             Self::UnknownType { .. } => ErrorKind::Unsupported,
+            Self::Convert { .. } | Self::Disk(_) if self.is_disk_full() => ErrorKind::NoSpace,
+            Self::Convert { .. } | Self::Disk(_) | Self::Panicked => ErrorKind::Internal,
             Self::NotAFile { .. }
+            | Self::NotADirectory { .. }
             | Self::Size { .. }
             | Self::TooManyLayers { .. }
             | Self::SecondDisk { .. }
+            | Self::NoLowerDir
+            | Self::Mixed
             | Self::NoLayers => ErrorKind::InvalidArgument,
         }
+    }
+
+    /// Whether a full disk is among the causes.
+    fn is_disk_full(&self) -> bool {
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let io = error.downcast_ref::<io::Error>();
+            if io.is_some_and(|error| error.kind() == io::ErrorKind::StorageFull) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
     }
 }
 
 /// Where root filesystems come from.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Source {
     /// `--root`: converted snapshots and disk templates are kept here.
     pub root: PathBuf,
 }
 
 impl Source {
-    /// Opens the images that `mounts` name, or those made of the directories they name.
+    /// Opens the images that `mounts` name, or those made of the directories they name;
+    /// without mounts, of the bundle's root directory.
     pub async fn open(
         &self,
-        _id: &str,
-        _bundle: &Path,
+        id: &str,
+        bundle: &Path,
         mounts: Vec<RootfsMount>,
     ) -> Result<Rootfs, RootfsError> {
-        Rootfs::open(&mounts)
+        let images = mounts.iter().filter(|mount| is_image(mount)).count();
+        if images > 0 && images == mounts.len() {
+            return Rootfs::open(&mounts);
+        }
+        if images > 0 {
+            return Err(RootfsError::Mixed);
+        }
+        let trees = match mounts.is_empty() {
+            true => root_directory(bundle)?,
+            false => mounts::trees(&mounts)?,
+        };
+        // Minutes of work for a large tree: not on the thread that serves.
+        let (root, id) = (self.root.clone(), id.to_owned());
+        let convert = move || Snapshots { root: &root }.rootfs(&id, &trees);
+        tokio::task::spawn_blocking(convert).await.unwrap_or(Err(RootfsError::Panicked))
     }
+}
+
+fn is_image(mount: &RootfsMount) -> bool {
+    ["erofs", "ext4"].contains(&mount.fstype.as_str())
+}
+
+/// The bundle's own root directory, or what lies beneath an overlay that is mounted there.
+fn root_directory(bundle: &Path) -> Result<Vec<Tree>, RootfsError> {
+    // A bundle that cannot be read is reported when it becomes a plan.
+    let named = crate::plan::load(bundle)
+        .ok()
+        .and_then(|spec| spec.root().as_ref().map(|root| bundle.join(root.path())));
+    let directory = named.unwrap_or_else(|| bundle.join("rootfs"));
+    let directory = directory.canonicalize().map_err(|source| RootfsError::Io {
+        action: "find the root directory",
+        path: directory,
+        source,
+    })?;
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let beneath = mounts::mounted_overlay(&directory, &mountinfo);
+    Ok(beneath.unwrap_or_else(|| vec![Tree::Active(directory)]))
 }
 
 /// An open image.
