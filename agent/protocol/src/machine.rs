@@ -23,6 +23,8 @@
 
 mod boot;
 mod frame;
+#[cfg(test)]
+mod tests;
 mod text;
 pub mod wire;
 

@@ -28,7 +28,7 @@ pub(super) enum ChildError {
     #[error("make the streams of the process")]
     Streams(#[source] io::Error),
     /// The command itself is at fault: the session ends with the shell's code for it.
-    #[error("{program}: {source}")]
+    #[error("{program}")]
     Execute { program: String, source: io::Error },
     #[error("watch the process")]
     Watch(#[source] io::Error),

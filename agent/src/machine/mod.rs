@@ -21,6 +21,8 @@ mod power;
 mod relay;
 mod session;
 mod supervisor;
+#[cfg(test)]
+mod tests;
 mod workdir;
 
 pub use boot::main;

@@ -338,25 +338,43 @@ impl<'a, 'port> Relay<'a, 'port> {
             let _ = killpg(pid, Signal::SIGHUP);
             let _ = killpg(pid, Signal::SIGCONT);
         }
-        // Closed files tell whoever still reads or writes them.
+        // A closed terminal hangs up whatever runs in its foreground.
         self.child.stdin = None;
         self.child.terminal = None;
-        self.outputs.clear();
+        self.outputs.retain(|output| output.stream != Stream::Terminal);
         let deadline = Instant::now() + GRACE;
         while self.status.is_none()
             && let Some(left) = deadline.checked_duration_since(Instant::now())
         {
-            let mut ended = [PollFd::new(self.child.pidfd.as_fd(), PollFlags::POLLIN)];
-            let timeout = PollTimeout::from(left.as_millis().min(10_000) as u16);
-            match poll(&mut ended, timeout) {
-                Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => self.status = Some(reap(self.child.pid)?),
-                Err(error) => return Err(RelayError::Poll(error)),
-            }
+            self.discard_output(left)?;
         }
         let _ = killpg(pid, Signal::SIGKILL);
         if self.status.is_none() {
             reap(self.child.pid)?;
+        }
+        Ok(())
+    }
+
+    /// Reads what the process has to say in its end, so that saying it does not kill it.
+    fn discard_output(&mut self, limit: Duration) -> Result<(), RelayError> {
+        let mut files = vec![PollFd::new(self.child.pidfd.as_fd(), PollFlags::POLLIN)];
+        let open = self.outputs.iter().filter(|output| !output.done);
+        files.extend(open.map(|output| PollFd::new(output.file.as_fd(), PollFlags::POLLIN)));
+        let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+        match poll(&mut files, limit) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(RelayError::Poll(error)),
+        }
+        if files[0].any().unwrap_or(false) {
+            self.status = Some(reap(self.child.pid)?);
+        }
+        let mut buffer = [0; MAX_DATA_BYTES];
+        for output in self.outputs.iter_mut().filter(|output| !output.done) {
+            match output.file.read(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(0) | Err(_) => output.done = true,
+                Ok(_) => {}
+            }
         }
         Ok(())
     }

@@ -72,6 +72,12 @@ impl Decoder {
         self.take(bytes);
     }
 
+    /// What is kept of a frame that has not ended.
+    #[cfg(test)]
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.partial.capacity()
+    }
+
     fn take(&mut self, bytes: &[u8]) {
         if self.skipping || self.partial.len() + bytes.len() > MAX_ENCODED_BYTES {
             self.skipping = true;
