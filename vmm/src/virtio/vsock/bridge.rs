@@ -5,7 +5,7 @@
 //! listener's backlog.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     io,
     os::{
         fd::AsRawFd,
@@ -44,14 +44,15 @@ const LAST_HOST_PORT: u32 = (1 << 31) - 1;
 pub(super) struct HostEnds {
     pub listener: UnixListener,
     /// Ports that the guest may still connect to. Only the one live worker takes the lock.
-    pub ports: Mutex<HashMap<u32, UnixStream>>,
+    pub ports: Mutex<BTreeMap<u32, UnixStream>>,
 }
 
 pub(super) struct Bridge {
     cid: u32,
     host: Arc<HostEnds>,
-    /// By the host's port.
-    connections: HashMap<u32, Connection>,
+    /// By the host's port. A tree, as a hash map would draw a random seed, and a vCPU's
+    /// thread, which makes the bridge, may not.
+    connections: BTreeMap<u32, Connection>,
     /// Host ports of the connections that have packets for the guest, in turn.
     ready: VecDeque<u32>,
     resets: VecDeque<Ports>,
@@ -68,7 +69,7 @@ impl Bridge {
         Ok(Self {
             cid,
             host,
-            connections: HashMap::new(),
+            connections: BTreeMap::new(),
             ready: VecDeque::new(),
             resets: VecDeque::new(),
             handshakes: VecDeque::new(),
@@ -147,7 +148,7 @@ impl Bridge {
         }
     }
 
-    fn lock_ports(&self) -> std::sync::MutexGuard<'_, HashMap<u32, UnixStream>> {
+    fn lock_ports(&self) -> std::sync::MutexGuard<'_, BTreeMap<u32, UnixStream>> {
         self.host.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
