@@ -30,7 +30,7 @@ use crate::{
 const CONTROLLERS: [&str; 5] = ["cpuset", "cpu", "io", "memory", "pids"];
 /// A file of the kernel's that is longer than this is not read further.
 const MAX_FILE_BYTES: u64 = 1 << 20;
-/// Nested cgroups that are visited when processes are listed.
+/// Nested cgroups that are visited at once.
 const MAX_NESTED: usize = 4096;
 const FREEZE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -232,15 +232,24 @@ impl Cgroup {
         }
     }
 
-    /// Removes the cgroup and those nested in it. `EBUSY` while a process is left.
+    /// Removes the cgroup and those nested in it. `EBUSY` while a process is left, or when
+    /// there is more to remove than should be done at once.
     pub fn remove(&self) -> io::Result<()> {
-        for dir in self.nested().iter().rev() {
-            match fs::remove_dir(dir) {
-                Err(error) if error.kind() != Io::NotFound => return Err(error),
-                _ => {}
-            }
+        let mut budget = MAX_NESTED;
+        remove_tree(&self.path, &mut budget)
+    }
+}
+
+fn remove_tree(dir: &Path, budget: &mut usize) -> io::Result<()> {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path(), budget)?;
         }
-        Ok(())
+    }
+    *budget = budget.checked_sub(1).ok_or(io::Error::from_raw_os_error(libc::EBUSY))?;
+    match fs::remove_dir(dir) {
+        Err(error) if error.kind() != Io::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -356,6 +365,21 @@ mod tests {
             let error = cgroup.apply(&Resources { unified, ..Resources::default() }).unwrap_err();
             assert!(matches!(error, CgroupError::BadName { .. }), "{file:?}: {error}");
         }
+    }
+
+    #[test]
+    fn what_a_container_nested_is_removed_bit_by_bit() {
+        let (dir, cgroup) = fake(&[]);
+        for n in 0..100 {
+            fs::create_dir_all(dir.path().join(format!("{n}/a/b"))).unwrap();
+        }
+        let mut budget = 50;
+        let error = remove_tree(&cgroup.path, &mut budget).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EBUSY));
+        cgroup.remove().unwrap();
+        assert!(!dir.path().exists());
+        cgroup.remove().unwrap();
+        std::mem::forget(dir);
     }
 
     #[test]

@@ -35,9 +35,16 @@ impl ProcessEnds {
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    Input,
+    Output,
+}
+
 /// A relay and the listener that its socket will come from.
 #[derive(Debug)]
 struct Stream {
+    direction: Direction,
     listener: Option<OwnedFd>,
     relay: Relay,
 }
@@ -71,7 +78,8 @@ impl Stdio {
                 ends.fds[0] = Some(read);
                 relay.sink = Sink::Pipe(watched(write, register)?);
             }
-            stdio.stdin = Some(Stream::listening(port, relay, transport, register)?);
+            stdio.stdin =
+                Some(Stream::listening(Direction::Input, port, relay, transport, register)?);
         }
         for (index, port) in [(1, ports.stdout), (2, ports.stderr)] {
             let Some(port) = port else { continue };
@@ -81,7 +89,21 @@ impl Stdio {
                 ends.fds[index] = Some(write);
                 relay.source = Source::Open(watched(read, register)?);
             }
-            stdio.outputs.push(Stream::listening(port, relay, transport, register)?);
+            stdio.outputs.push(Stream::listening(
+                Direction::Output,
+                port,
+                relay,
+                transport,
+                register,
+            )?);
+        }
+        if terminal && ports.stdout.is_none() {
+            // Nobody looks at it, but a full terminal would block the process.
+            stdio.outputs.push(Stream {
+                direction: Direction::Output,
+                listener: None,
+                relay: Relay::new(Source::Waiting, Sink::Discard),
+            });
         }
         Ok((stdio, ends))
     }
@@ -164,6 +186,7 @@ impl Stdio {
 
 impl Stream {
     fn listening(
+        direction: Direction,
         port: u32,
         relay: Relay,
         transport: &dyn Transport,
@@ -171,7 +194,7 @@ impl Stream {
     ) -> Result<Self, OsError> {
         let listener = transport.listen(port).at(|| format!("listen on stream port {port}"))?;
         register(listener.as_fd()).at(|| "watch a stream port")?;
-        Ok(Self { listener: Some(listener), relay })
+        Ok(Self { direction, listener: Some(listener), relay })
     }
 
     fn accept(&mut self, transport: &dyn Transport, register: Register<'_>) {
@@ -182,17 +205,14 @@ impl Stream {
             Err(error) => Err(OsError::new("accept a stream", error)),
         };
         self.listener = None;
-        let input = matches!(self.relay.source, Source::Waiting)
-            && matches!(self.relay.sink, Sink::Pipe(_) | Sink::Terminal(_));
-        match socket {
-            Ok(socket) if input => self.relay.source = Source::Open(socket),
-            Ok(socket) => self.relay.sink = Sink::Socket(socket),
-            Err(error) => {
+        match (self.direction, socket) {
+            (Direction::Input, Ok(socket)) => self.relay.source = Source::Open(socket),
+            (Direction::Output, Ok(socket)) => self.relay.sink = Sink::Socket(socket),
+            (direction, Err(error)) => {
                 crate::log!("{}", crate::error::to_wire(&error));
-                if input {
-                    self.relay.source = Source::Ended;
-                } else {
-                    self.relay.sink = Sink::Discard;
+                match direction {
+                    Direction::Input => self.relay.source = Source::Ended,
+                    Direction::Output => self.relay.sink = Sink::Discard,
                 }
             }
         }

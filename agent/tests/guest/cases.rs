@@ -42,6 +42,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
         input_ends_with_its_stream,
         input_closes_on_demand,
         layers_are_stacked,
+        as_many_layers_as_docker_has_fit,
         the_disk_is_grown_and_kept,
         commands_that_cannot_run_are_told_apart,
         the_agent_is_invisible,
@@ -148,6 +149,16 @@ fn layers_are_stacked(world: &World) -> Verdict {
     shim.create(&plan).unwrap();
     assert_eq!(shim.start("empty").unwrap_err().kind, ErrorKind::CommandNotFound);
     shim.delete("empty").unwrap();
+    Done
+}
+
+fn as_many_layers_as_docker_has_fit(world: &World) -> Verdict {
+    let (mut shim, _agent) = world.begin();
+    let mut plan = container(&world.images, "c", shell("cat /top; ls -d /empty"));
+    let base = std::mem::take(&mut plan.rootfs.layers);
+    plan.rootfs.layers = [world.images.many.clone(), base].concat();
+    assert_eq!(plan.rootfs.layers.len(), 127);
+    assert_eq!(shim.run(plan).stdout, "top/empty\n");
     Done
 }
 
@@ -804,11 +815,16 @@ fn out_of_memory_is_told(world: &World) -> Verdict {
 
 fn many_containers_leave_nothing(world: &World) -> Verdict {
     let (mut shim, agent) = world.begin();
-    for round in 0..10 {
+    let mut open_files = 0;
+    for round in 0..20 {
+        if round == 3 {
+            open_files = agent.open_files();
+        }
         let id = format!("c{round}");
         let plan = container(&world.images, &id, shell("echo $$"));
         assert_eq!(shim.run(plan).stdout, "1\n");
     }
+    assert_eq!(agent.open_files(), open_files, "the agent keeps no descriptor");
     // Two at a time from one disk.
     let ids = ["a", "b"];
     let calls: Vec<_> = ids

@@ -17,11 +17,16 @@ pub struct Images {
     pub layers: Vec<Extent>,
     /// A layer whose `/proc` is a link to elsewhere.
     pub hostile: Extent,
+    /// Many small layers that hold one empty directory each.
+    pub many: Vec<Extent>,
     pub scratch: Extent,
 }
 
 /// Each layer image has this much room.
 const SLOT_BYTES: u64 = 8 << 20;
+/// With the others as many as Docker allows an image.
+const MANY: u64 = 124;
+const SMALL_SLOT_BYTES: u64 = 64 << 10;
 pub const SCRATCH_BYTES: u64 = 256 << 20;
 const SCRATCH_SMALL: &str = "16M";
 
@@ -32,6 +37,13 @@ impl Images {
         Self {
             layers: vec![slot(0), slot(1), slot(2)],
             hostile: slot(3),
+            many: (0..MANY)
+                .map(|n| Extent {
+                    device: "layers".into(),
+                    offset: 4 * SLOT_BYTES + n * SMALL_SLOT_BYTES,
+                    length: SMALL_SLOT_BYTES,
+                })
+                .collect(),
             scratch: Extent { device: "scratch".into(), offset: 0, length: SCRATCH_BYTES },
         }
     }
@@ -53,7 +65,12 @@ pub fn build(dir: &Path) -> Result<(PathBuf, PathBuf), String> {
         device.seek(SeekFrom::Start(index as u64 * SLOT_BYTES)).unwrap();
         device.write_all(&bytes).unwrap();
     }
-    device.set_len(4 * SLOT_BYTES).unwrap();
+    let small = small(dir)?;
+    for n in 0..MANY {
+        device.seek(SeekFrom::Start(4 * SLOT_BYTES + n * SMALL_SLOT_BYTES)).unwrap();
+        device.write_all(&small).unwrap();
+    }
+    device.set_len(4 * SLOT_BYTES + MANY * SMALL_SLOT_BYTES).unwrap();
     let scratch = dir.join("scratch.img");
     File::create(&scratch).unwrap().set_len(SCRATCH_BYTES).unwrap();
     tool(
@@ -63,6 +80,13 @@ pub fn build(dir: &Path) -> Result<(PathBuf, PathBuf), String> {
             .arg(SCRATCH_SMALL),
     )?;
     Ok((layers, scratch))
+}
+
+fn small(dir: &Path) -> Result<Vec<u8>, String> {
+    let (tree, image) = (dir.join("small"), dir.join("small.erofs"));
+    fs::create_dir_all(tree.join("empty")).map_err(|error| error.to_string())?;
+    tool(Command::new("mkfs.erofs").arg(&image).arg(&tree))?;
+    fs::read(&image).map_err(|error| error.to_string())
 }
 
 fn tool(command: &mut Command) -> Result<(), String> {

@@ -77,7 +77,7 @@ impl World {
             DiskNames::BySerial => "/dev/vda".to_owned(),
             DiskNames::Loop { layers, .. } => format!("/dev/{layers}"),
         };
-        for number in 1..8 {
+        for number in 1..256 {
             // Most are not there.
             let _ = remove_partition(disk.as_ref(), number);
         }
@@ -120,8 +120,7 @@ impl World {
         for dir in [Path::new("/sys/fs/cgroup"), &tests, &cgroup_root] {
             enable_controllers(dir).unwrap();
         }
-        // SAFETY: ignoring a signal runs no code.
-        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+        caisson_agent::boot::protect_agent().unwrap();
         let disks = self.disks.clone();
         let config = Config {
             cgroup_root,
@@ -153,6 +152,13 @@ fn find(disks: &DiskNames) -> Result<Disks, OsError> {
 }
 
 impl Agent {
+    /// How many files the agent has open.
+    pub fn open_files(&self) -> usize {
+        let children = format!("/proc/{0}/task/{0}/children", self.process);
+        let server = fs::read_to_string(children).unwrap();
+        fs::read_dir(format!("/proc/{}/fd", server.trim())).unwrap().count()
+    }
+
     /// Waits for the agent's end and returns its code.
     pub fn wait(self) -> i32 {
         match waitpid(self.process, None).unwrap() {
