@@ -100,9 +100,15 @@ impl Store {
             Err(error) => return Err(StoreError::io("open the template", &path)(error).into()),
         }
         let template = Template::format(size_bytes)?;
+        let _adding = self.lock_to_add()?;
         template.save(&path)?;
         Ok(template)
     }
+}
+
+/// Whether a file of the templates' directory is one that this version makes.
+pub(crate) fn is_current_template(name: &str) -> bool {
+    name.starts_with(&format!("ext4-v{VERSION}-"))
 }
 
 /// The blocks of a fresh file system that are not zero.

@@ -28,8 +28,8 @@ pub struct Limits {
     pub manifest_bytes: u64,
     /// An image configuration.
     pub config_bytes: u64,
-    /// Descriptors in one index.
-    pub index_entries: usize,
+    /// Indexes and manifests that are looked at while one archive is loaded.
+    pub documents: usize,
     /// Indexes inside indexes.
     pub index_depth: usize,
     /// Images in one archive.
@@ -50,19 +50,19 @@ impl Default for Limits {
             layer_bytes: 64 * GIB,
             ratio: 2000,
             ratio_free_bytes: GIB,
-            entries: 4_000_000,
+            entries: 2_000_000,
             depth: 1024,
             path_bytes: 4096,
             name_bytes: 255,
             xattr_bytes: (128 * KIB) as usize,
             file_bytes: 16 << 40,
-            tree_bytes: 2 * GIB,
+            tree_bytes: 512 * MIB,
             layers: 128,
             manifest_bytes: 4 * MIB,
             config_bytes: 8 * MIB,
-            index_entries: 1024,
+            documents: 1024,
             index_depth: 3,
-            images: 1024,
+            images: 256,
             archive_bytes: 256 * GIB,
             zstd_window_log: 27,
         }

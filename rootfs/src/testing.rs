@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -92,6 +92,57 @@ pub(crate) fn picture(root: &Path) -> BTreeMap<PathBuf, Picture> {
             same_as,
         };
         pictures.insert(relative, picture);
+    }
+    pictures
+}
+
+/// The same of an image, by a reader that needs no kernel and no privileges.
+pub(crate) fn picture_of_image(image: &Path) -> BTreeMap<PathBuf, Picture> {
+    use erofs_rs::EroFS;
+    use erofs_rs::backend::SliceImage;
+    let bytes = fs::read(image).unwrap();
+    let fs = EroFS::new(SliceImage::new(&bytes)).unwrap();
+    let root = fs.get_inode(fs.super_block().root_inode_id()).unwrap();
+    let mut inodes = vec![(PathBuf::from("."), root)];
+    for entry in fs.walk_dir("/").unwrap() {
+        let entry = entry.unwrap();
+        let path = entry.dir_entry.path().as_bytes().to_vec();
+        let relative = path.strip_prefix(b"/").unwrap_or(&path);
+        inodes.push((Path::new(".").join(OsString::from_vec(relative.to_vec())), entry.inode));
+    }
+    // As the walk of a directory gives them: the first name of an inode is the first.
+    inodes.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let mut first_names: HashMap<u64, PathBuf> = HashMap::new();
+    let mut pictures = BTreeMap::new();
+    for (path, inode) in inodes {
+        let same_as = first_names.get(&inode.id()).cloned();
+        first_names.entry(inode.id()).or_insert_with(|| path.clone());
+        let content = if inode.is_symlink() {
+            let target = fs.read_link_inode(inode).unwrap();
+            format!("{:?}", OsString::from_vec(target.into_vec()))
+        } else if inode.is_file() {
+            let mut reader =
+                HashingReader::new(fs.open_inode_file(inode).unwrap(), Algorithm::Sha256);
+            std::io::copy(&mut reader, &mut std::io::sink()).unwrap();
+            reader.finish().0.to_string()
+        } else {
+            String::new()
+        };
+        let (seconds, nanoseconds) = inode.modified_unix();
+        let device = inode.device().unwrap_or_default();
+        let picture = Picture {
+            mode: inode.file_type().as_raw_mode() | inode.permissions().mode(),
+            uid: inode.uid(),
+            gid: inode.gid(),
+            nlink: if inode.is_dir() { 0 } else { inode.nlink().into() },
+            mtime: (seconds, nanoseconds.into()),
+            rdev: rustix::fs::makedev(device.0, device.1),
+            size: if inode.is_dir() { 0 } else { inode.data_size() },
+            content,
+            xattrs: fs.xattrs_inode(inode).unwrap(),
+            same_as,
+        };
+        pictures.insert(path, picture);
     }
     pictures
 }
@@ -199,7 +250,7 @@ pub(crate) fn gnu_tar(directory: &Path, options: &[&str]) -> Option<Vec<u8>> {
 
 /// A tree with one of everything. Without root, without devices and foreign owners.
 pub(crate) fn odd_tree(root: &Path) {
-    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+    use std::os::unix::fs::{chown, symlink};
     let write = |name: &str, data: &[u8]| fs::write(root.join(name), data).unwrap();
     let pattern =
         |length: usize| -> Vec<u8> { (0..length).map(|i| (i * 31 + i / 255) as u8 | 1).collect() };

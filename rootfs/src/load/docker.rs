@@ -35,15 +35,11 @@ pub(super) fn manifest(source: &Source, limits: &Limits) -> Result<Option<Vec<It
     Ok(Some(items))
 }
 
-pub(super) fn plan(
+pub(super) fn plan_image(
     source: &Source,
-    items: Vec<Item>,
+    item: Item,
     limits: &Limits,
-) -> Result<Vec<PlannedImage>, LoadError> {
-    items.into_iter().map(|item| plan_image(source, item, limits)).collect()
-}
-
-fn plan_image(source: &Source, item: Item, limits: &Limits) -> Result<PlannedImage, LoadError> {
+) -> Result<PlannedImage, LoadError> {
     let name: String = item.config.chars().take(300).collect();
     let config = source
         .read(&item.config, limits.config_bytes)?

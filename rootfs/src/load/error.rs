@@ -35,6 +35,9 @@ pub enum LoadError {
     #[error("the image names the file \"{}\", which leaves the archive", .name.escape_debug())]
     BadName { name: String },
 
+    #[error("a name in the archive has more than {limit} bytes, the limit")]
+    LongName { limit: usize },
+
     #[error("the {what} \"{}\" is missing from the archive", .name.escape_debug())]
     Missing { what: &'static str, name: String },
 

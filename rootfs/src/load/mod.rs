@@ -1,9 +1,9 @@
 //! `load` and `import`: images from archives and directories into the store.
 //!
 //! A format's reader ([`docker`], [`oci`]) only finds out what an image consists of, as
-//! [`PlannedImage`]s; this file then adds their layers and records them. A failure leaves
-//! the store as it was, but for layers that were already complete: they need not be
-//! converted again by the next try, or are collected.
+//! [`PlannedImage`]s; this file then adds their layers and records them, one image after the
+//! other. An image whose loading fails leaves nothing but layers that were complete: the
+//! next try finds them, or they are collected.
 
 mod docker;
 mod error;
@@ -34,6 +34,9 @@ pub struct LoadedImage {
     /// Names that the archive gives it; possibly none.
     pub references: Vec<Reference>,
 }
+
+/// Planned when their turn comes: a hostile archive lists many large documents.
+type Images<'a> = Box<dyn Iterator<Item = Result<PlannedImage, LoadError>> + 'a>;
 
 /// An image as its archive describes it.
 struct PlannedImage {
@@ -67,24 +70,31 @@ impl Store {
         };
         let name_hint = name_hint.map(str::to_owned);
         let source = Source::open(source, self, progress)?;
-        let planned = if let Some(manifest) = docker::manifest(&source, self.limits())? {
-            docker::plan(&source, manifest, self.limits())?
-        } else if let Some(index) = oci::index(&source, self.limits())? {
-            oci::plan(&source, index, name_hint.as_deref(), self.limits())?
+        let limits = self.limits();
+        let images: Images<'_> = if let Some(items) = docker::manifest(&source, limits)? {
+            Box::new(items.into_iter().map(|item| docker::plan_image(&source, item, limits)))
+        } else if let Some(index) = oci::index(&source, limits)? {
+            let mut planner = oci::Planner::new(&source, limits);
+            let named = oci::group(index, name_hint.as_deref(), limits)?;
+            Box::new(named.into_iter().map(move |image| planner.plan(image)))
         } else {
             return Err(LoadError::UnknownFormat);
         };
-        if planned.is_empty() {
+        let mut loaded: Vec<LoadedImage> = Vec::new();
+        {
+            let _adding = self.lock_to_add()?;
+            for image in images {
+                let image = self.add_image(&source, image?, progress)?;
+                // An image that has several names may be listed once for each.
+                match loaded.iter_mut().find(|known| known.id == image.id) {
+                    Some(known) => known.references.extend(image.references),
+                    None => loaded.push(image),
+                }
+            }
+        }
+        if loaded.is_empty() {
             return Err(LoadError::NoImages);
         }
-        let loaded = {
-            let _adding = self.lock_to_add()?;
-            let mut loaded = Vec::new();
-            for image in planned {
-                loaded.push(self.add_image(&source, image, progress)?);
-            }
-            loaded
-        };
         // A tag that moved may have left its image without a name, but that one stays; what
         // goes are the remains of loads that failed.
         self.gc()?;

@@ -7,7 +7,7 @@ use super::source::Source;
 use super::{LoadError, PlannedImage, PlannedLayer};
 use crate::digest::{Digest, Hasher};
 use crate::limits::Limits;
-use crate::manifest::{Descriptor, Document, Manifest, is_layer, parse_config, parse_document};
+use crate::manifest::{Descriptor, Document, is_layer, parse_config, parse_document};
 use crate::reference::{Reference, is_tag};
 
 const INDEX: &str = "index.json";
@@ -27,34 +27,27 @@ pub(super) fn index(
     }
 }
 
-pub(super) fn plan(
-    source: &Source,
+/// One image of a layout: manifests for several platforms, or indexes of them.
+pub(super) struct Named {
+    name: Option<Reference>,
+    descriptors: Vec<Descriptor>,
+}
+
+/// What has one name is one image.
+pub(super) fn group(
     descriptors: Vec<Descriptor>,
     name_hint: Option<&str>,
     limits: &Limits,
-) -> Result<Vec<PlannedImage>, LoadError> {
-    // What has one name is one image for several platforms.
+) -> Result<Vec<Named>, LoadError> {
     let mut by_name: BTreeMap<Option<Reference>, Vec<Descriptor>> = BTreeMap::new();
-    check_count(&descriptors, limits)?;
     for descriptor in descriptors {
         let name = reference(&descriptor, name_hint)?;
         by_name.entry(name).or_default().push(descriptor);
     }
-    let mut images: Vec<PlannedImage> = Vec::new();
-    for (name, descriptors) in by_name {
-        let mut candidates = Candidates::default();
-        candidates.collect(source, descriptors, 0, limits)?;
-        let image = plan_image(source, candidates, limits)?;
-        // One image may have several names.
-        match images.iter_mut().find(|known| known.id == image.id) {
-            Some(known) => known.references.extend(name),
-            None => images.push(PlannedImage { references: name.into_iter().collect(), ..image }),
-        }
-        if images.len() > limits.images {
-            return Err(LoadError::TooMany { what: "images", limit: limits.images });
-        }
+    if by_name.len() > limits.images {
+        return Err(LoadError::TooMany { what: "images", limit: limits.images });
     }
-    Ok(images)
+    Ok(by_name.into_iter().map(|(name, descriptors)| Named { name, descriptors }).collect())
 }
 
 /// The name that annotations give. A bare tag is completed by the layout's own name, as in
@@ -74,96 +67,111 @@ fn reference(
     Ok(format!("{stem}:{name}").parse().ok())
 }
 
+/// Reads a layout's documents, a bounded number of them.
+pub(super) struct Planner<'s> {
+    source: &'s Source,
+    limits: &'s Limits,
+    documents: usize,
+}
+
 /// Manifests of one image, for different platforms.
 #[derive(Default)]
 struct Candidates {
     /// By rank, the lowest best; equal ones in the order in which they are listed.
-    manifests: Vec<(u8, Digest, Vec<u8>, Manifest)>,
+    manifests: Vec<(u8, Descriptor)>,
     /// What else there is, for the message.
     others: Vec<String>,
 }
 
-impl Candidates {
+impl<'s> Planner<'s> {
+    pub(super) fn new(source: &'s Source, limits: &'s Limits) -> Planner<'s> {
+        Planner { source, limits, documents: 0 }
+    }
+
+    /// Chooses the manifest for this platform.
+    pub(super) fn plan(&mut self, image: Named) -> Result<PlannedImage, LoadError> {
+        let mut candidates = Candidates::default();
+        self.collect(image.descriptors, 0, &mut candidates)?;
+        candidates.manifests.sort_by_key(|(rank, _)| *rank);
+        for (_, descriptor) in candidates.manifests {
+            match self.plan_manifest(descriptor) {
+                // Its configuration knew better; perhaps the next one is for this platform.
+                Err(LoadError::Platform { found }) => candidates.others.extend(found),
+                Err(error) => return Err(error),
+                Ok(planned) => {
+                    return Ok(PlannedImage { references: Vec::from_iter(image.name), ..planned });
+                }
+            }
+        }
+        candidates.others.truncate(20);
+        Err(LoadError::Platform { found: candidates.others })
+    }
+
     fn collect(
         &mut self,
-        source: &Source,
         descriptors: Vec<Descriptor>,
         depth: usize,
-        limits: &Limits,
+        candidates: &mut Candidates,
     ) -> Result<(), LoadError> {
-        check_count(&descriptors, limits)?;
         for descriptor in descriptors.into_iter().filter(|d| !d.is_attestation()) {
             let platform = descriptor.platform.as_ref();
             // A descriptor without a platform: the configuration decides.
             let rank = platform.map_or(Some(0), |platform| platform.rank());
             let Some(rank) = rank else {
-                self.others.extend(platform.map(ToString::to_string));
+                candidates.others.extend(platform.map(ToString::to_string));
                 continue;
             };
-            let name = blob_name(&descriptor.digest);
-            let data = read_blob(source, &descriptor, "manifest", limits.manifest_bytes)?;
-            match parse(&name, &data)? {
-                Document::Index(_) if depth >= limits.index_depth => {
-                    let limit = limits.index_depth;
+            match self.document(&descriptor)?.1 {
+                Document::Index(_) if depth >= self.limits.index_depth => {
+                    let limit = self.limits.index_depth;
                     return Err(LoadError::TooMany { what: "indexes inside indexes", limit });
                 }
-                Document::Index(nested) => self.collect(source, nested, depth + 1, limits)?,
-                Document::Manifest(manifest) => {
-                    if self.manifests.len() >= limits.index_entries {
-                        let limit = limits.index_entries;
-                        return Err(LoadError::TooMany { what: "manifests", limit });
-                    }
-                    self.manifests.push((rank, descriptor.digest, data, manifest));
+                Document::Index(nested) => self.collect(nested, depth + 1, candidates)?,
+                Document::Manifest(_) => candidates.manifests.push((rank, descriptor)),
+                Document::Artifact(kind) => {
+                    candidates.others.push(kind.escape_debug().to_string());
                 }
-                Document::Artifact(kind) => self.others.push(kind.escape_debug().to_string()),
             }
         }
         Ok(())
     }
-}
 
-fn plan_image(
-    source: &Source,
-    mut candidates: Candidates,
-    limits: &Limits,
-) -> Result<PlannedImage, LoadError> {
-    candidates.manifests.sort_by_key(|(rank, ..)| *rank);
-    let mut mismatch = None;
-    for (_, digest, data, manifest) in candidates.manifests {
-        match plan_manifest(source, digest, data, manifest, limits) {
-            // Perhaps the next one is for this platform.
-            Err(LoadError::Platform { found }) => candidates.others.extend(found),
-            Err(error) => mismatch = mismatch.or(Some(error)),
-            Ok(image) => return Ok(image),
+    fn plan_manifest(&mut self, descriptor: Descriptor) -> Result<PlannedImage, LoadError> {
+        let (data, document) = self.document(&descriptor)?;
+        let Document::Manifest(manifest) = document else {
+            // Only for a source that changes while it is read.
+            return Err(LoadError::UnknownFormat);
+        };
+        let limit = self.limits.config_bytes;
+        let config = read_blob(self.source, &manifest.config, "configuration", limit)?;
+        let id = manifest.config.digest;
+        let parsed = parse_config(&config)
+            .map_err(|source| LoadError::Document { name: blob_name(&id), source })?;
+        check_platform(&parsed)?;
+        let diff_ids = diff_ids(&parsed)?;
+        pair_layers(manifest.layers.len(), diff_ids.len(), self.limits)?;
+        let mut layers = Vec::new();
+        for (descriptor, diff_id) in manifest.layers.into_iter().zip(diff_ids) {
+            let file = blob_name(&descriptor.digest);
+            if !is_layer(&descriptor.media_type) {
+                return Err(LoadError::NotAnImage { name: file, kind: descriptor.media_type });
+            }
+            layers.push(PlannedLayer { file, diff_id, blob: Some(descriptor) });
         }
+        let manifest = Some((descriptor.digest, data));
+        Ok(PlannedImage { references: vec![], config, id, manifest, layers })
     }
-    candidates.others.truncate(20);
-    Err(mismatch.unwrap_or(LoadError::Platform { found: candidates.others }))
-}
 
-fn plan_manifest(
-    source: &Source,
-    digest: Digest,
-    data: Vec<u8>,
-    manifest: Manifest,
-    limits: &Limits,
-) -> Result<PlannedImage, LoadError> {
-    let config = read_blob(source, &manifest.config, "configuration", limits.config_bytes)?;
-    let id = manifest.config.digest;
-    let parsed = parse_config(&config)
-        .map_err(|source| LoadError::Document { name: blob_name(&id), source })?;
-    check_platform(&parsed)?;
-    let diff_ids = diff_ids(&parsed)?;
-    pair_layers(manifest.layers.len(), diff_ids.len(), limits)?;
-    let mut layers = Vec::new();
-    for (descriptor, diff_id) in manifest.layers.into_iter().zip(diff_ids) {
-        let file = blob_name(&descriptor.digest);
-        if !is_layer(&descriptor.media_type) {
-            return Err(LoadError::NotAnImage { name: file, kind: descriptor.media_type });
+    fn document(&mut self, descriptor: &Descriptor) -> Result<(Vec<u8>, Document), LoadError> {
+        self.documents += 1;
+        if self.documents > self.limits.documents {
+            let limit = self.limits.documents;
+            return Err(LoadError::TooMany { what: "indexes and manifests", limit });
         }
-        layers.push(PlannedLayer { file, diff_id, blob: Some(descriptor) });
+        let data = read_blob(self.source, descriptor, "manifest", self.limits.manifest_bytes)?;
+        let document = parse(&blob_name(&descriptor.digest), &data)?;
+        Ok((data, document))
     }
-    Ok(PlannedImage { references: vec![], config, id, manifest: Some((digest, data)), layers })
 }
 
 /// A small blob whose size and digest are right.
@@ -192,13 +200,6 @@ fn read_blob(
         return Err(LoadError::Mismatch { what, expected: descriptor.digest.clone(), actual });
     }
     Ok(data)
-}
-
-fn check_count(descriptors: &[Descriptor], limits: &Limits) -> Result<(), LoadError> {
-    if descriptors.len() > limits.index_entries {
-        return Err(LoadError::TooMany { what: "manifests", limit: limits.index_entries });
-    }
-    Ok(())
 }
 
 fn blob_name(digest: &Digest) -> String {

@@ -80,9 +80,17 @@ impl Source {
         let mut reader = Reader::new(io::BufReader::new(&file), limits);
         let mut files = HashMap::new();
         while let Some(entry) = reader.next_entry().map_err(LoadError::Archive)? {
+            if entry.path.len() > limits.path_bytes {
+                return Err(LoadError::LongName { limit: limits.path_bytes });
+            }
             let place = match entry.kind {
                 EntryKind::File { segments: None, .. } => {
                     Place::Data { offset: entry.data_offset, length: entry.data_bytes }
+                }
+                EntryKind::Symlink { target } | EntryKind::HardLink { target }
+                    if target.len() > limits.path_bytes =>
+                {
+                    return Err(LoadError::LongName { limit: limits.path_bytes });
                 }
                 EntryKind::Symlink { target } => {
                     let parent = parent_of(&entry.path);

@@ -84,6 +84,19 @@ impl StoreError {
         }
     }
 
+    pub(crate) fn database(
+        action: &'static str,
+        database: &Path,
+        source: rusqlite::Error,
+    ) -> StoreError {
+        let (database, full) = (database.to_owned(), rusqlite::ErrorCode::DiskFull);
+        if source.sqlite_error_code() == Some(full) {
+            let source = io::Error::new(io::ErrorKind::StorageFull, source);
+            return StoreError::DiskFull { action, path: database, source };
+        }
+        StoreError::Database { action, database, source }
+    }
+
     pub(crate) fn damaged(image: &Digest, what: impl Into<String>) -> StoreError {
         StoreError::Damaged { image: image.short().to_owned(), what: what.into() }
     }

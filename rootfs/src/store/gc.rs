@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::{Store, StoreError, remove_if_there};
@@ -39,12 +40,14 @@ impl Store {
             )?;
             Ok(images as u64)
         })?;
-        let layers: HashSet<String> = self
+        let kept_layers: HashSet<String> = self
             .strings("list layers", "SELECT diff_id FROM layers", [])?
             .iter()
             .filter_map(|diff_id| Some(format!("{}.erofs", diff_id.split_once(':')?.1)))
             .collect();
-        sweep(&self.layers_dir(), &layers, &mut freed, |freed| &mut freed.layers)?;
+        sweep(&self.layers_dir(), |name| kept_layers.contains(name), &mut freed, Kind::Layer)?;
+        let is_current = crate::disk::is_current_template;
+        sweep(&self.templates_dir(), is_current, &mut freed, Kind::Partial)?;
         let blobs = self.strings(
             "list blobs",
             "SELECT id FROM images UNION SELECT manifest FROM images
@@ -59,36 +62,43 @@ impl Store {
                 .map(|(_, hex)| hex.to_owned())
                 .collect();
             let directory = self.root.join("blobs").join(algorithm);
-            sweep(&directory, &kept, &mut freed, |freed| &mut freed.blobs)?;
+            sweep(&directory, |name| kept.contains(name), &mut freed, Kind::Blob)?;
         }
         Ok(freed)
     }
 }
 
+#[derive(Clone, Copy)]
+enum Kind {
+    Layer,
+    Blob,
+    Partial,
+}
+
 /// Deletes every file of `directory` that is not to be kept.
 fn sweep(
     directory: &Path,
-    kept: &HashSet<String>,
+    is_kept: impl Fn(&str) -> bool,
     freed: &mut Freed,
-    counter: impl Fn(&mut Freed) -> &mut u64,
+    kind: Kind,
 ) -> Result<(), StoreError> {
     let entries = fs::read_dir(directory).map_err(StoreError::io("list", directory))?;
     for entry in entries {
         let entry = entry.map_err(StoreError::io("list", directory))?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        if kept.contains(name.as_ref()) {
+        if is_kept(&name) {
             continue;
         }
-        let path = entry.path();
-        let bytes = entry
-            .metadata()
-            .map(|metadata| std::os::unix::fs::MetadataExt::blocks(&metadata) * 512)
-            .unwrap_or(0);
-        if remove_if_there(&path)? {
+        let bytes = entry.metadata().map_or(0, |metadata| metadata.blocks() * 512);
+        if remove_if_there(&entry.path())? {
             freed.bytes += bytes;
-            let count = if name.starts_with('.') { &mut freed.partials } else { counter(freed) };
-            *count += 1;
+            *match kind {
+                _ if name.starts_with('.') => &mut freed.partials,
+                Kind::Layer => &mut freed.layers,
+                Kind::Blob => &mut freed.blobs,
+                Kind::Partial => &mut freed.partials,
+            } += 1;
         }
     }
     Ok(())

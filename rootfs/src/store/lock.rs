@@ -6,8 +6,14 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use super::{Store, StoreError};
+
+/// A process that is being forked off holds its parent's locks until it execs.
+const LOCK_ATTEMPTS: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Held while it lives.
 pub(crate) struct StoreLock {
@@ -22,19 +28,25 @@ impl Store {
         Ok(StoreLock { _file: file })
     }
 
-    /// `None` while someone adds: deleting can wait.
+    /// `None` while someone adds: deleting can wait for the next collection.
     pub(super) fn try_lock_to_delete(&self) -> Result<Option<StoreLock>, StoreError> {
         let file = self.lock_file()?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(StoreLock { _file: file })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => {
-                Err(StoreError::io("lock", &self.lock_path())(error))
+        for attempt in 0..LOCK_ATTEMPTS {
+            match file.try_lock() {
+                Ok(()) => return Ok(Some(StoreLock { _file: file })),
+                Err(TryLockError::WouldBlock) if attempt + 1 < LOCK_ATTEMPTS => {
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => {
+                    return Err(StoreError::io("lock", &self.lock_path())(error));
+                }
             }
         }
+        Ok(None)
     }
 
-    fn lock_path(&self) -> std::path::PathBuf {
+    fn lock_path(&self) -> PathBuf {
         self.root.join("store.lock")
     }
 

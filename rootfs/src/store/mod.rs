@@ -100,7 +100,7 @@ impl Store {
 
     fn db_error(&self, action: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
         let database = schema::database_path(&self.root);
-        move |source| StoreError::Database { action, database: database.clone(), source }
+        move |source| StoreError::database(action, &database, source)
     }
 
     fn layers_dir(&self) -> PathBuf {

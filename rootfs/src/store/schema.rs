@@ -58,7 +58,7 @@ pub fn open_database(root: &Path) -> Result<Connection, StoreError> {
     let path = database_path(root);
     let failed = |action| {
         let database = path.clone();
-        move |source| StoreError::Database { action, database, source }
+        move |source| StoreError::database(action, &database, source)
     };
     let connection = Connection::open(&path).map_err(failed("open the state"))?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(failed("set up the state"))?;
@@ -80,11 +80,7 @@ pub fn migrate(
     steps: &[&str],
 ) -> Result<(), StoreError> {
     let database = PathBuf::from(connection.path().unwrap_or("caisson.db"));
-    let failed = |source| StoreError::Database {
-        action: "migrate the tables",
-        database: database.clone(),
-        source,
-    };
+    let failed = |source| StoreError::database("migrate the tables", &database, source);
     let known = u32::try_from(steps.len()).expect("a component has few migrations");
     let version = |connection: &Connection| -> rusqlite::Result<Option<u32>> {
         connection
