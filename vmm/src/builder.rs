@@ -30,9 +30,17 @@ pub fn build(spec: VmSpec, timer: Arc<BootTimer>) -> Result<Parts, BuildError> {
     create_interrupt_controllers(&vm)?;
 
     let memory = memory::allocate(spec.memory_bytes)?;
-    memory::register(&vm, &memory)?;
     let kernel = boot::load(&memory, spec.memory_bytes, &spec.kernel, spec.initramfs.as_ref())?;
-    boot::write_boot_data(&memory, spec.memory_bytes, spec.vcpus, &kernel, &spec.command_line)?;
+    let irqs = devices::irqs(&spec.slots);
+    boot::write_boot_data(
+        &memory,
+        spec.memory_bytes,
+        spec.vcpus,
+        &irqs,
+        &kernel,
+        &spec.command_line,
+    )?;
+    memory::register(&vm, &memory)?;
     timer.stamp(Stage::Loaded);
 
     let lifecycle = Arc::new(Lifecycle::new(spec.vcpus).map_err(BuildError::Event)?);
@@ -42,7 +50,7 @@ pub fn build(spec: VmSpec, timer: Arc<BootTimer>) -> Result<Parts, BuildError> {
         rng: spec.rng,
         balloon: spec.balloon,
     };
-    let (mmio, io_loops) = virtio.connect(&vm, &memory)?;
+    let (mmio, io_loops) = virtio.connect(&vm, &memory, &spec.slots)?;
     let (ports, console) = devices::ports(&vm, &lifecycle, &timer, spec.console)?;
     let buses = Arc::new(Buses { ports, mmio });
 
@@ -60,7 +68,7 @@ pub fn build(spec: VmSpec, timer: Arc<BootTimer>) -> Result<Parts, BuildError> {
             exits: Arc::default(),
         });
     }
-    Ok(Parts { vcpus, io_loops, lifecycle, timer, console })
+    Ok(Parts { kvm: vm, vcpus, io_loops, lifecycle, timer, console })
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -89,9 +89,8 @@ fn map_aligned(bytes: usize) -> io::Result<*mut u8> {
             libc::munmap(address, head);
         }
         libc::munmap(aligned.add(bytes), tail);
-        // Fewer, larger faults: a guest of 128 MiB boots with 30 nested page faults
-        // instead of thousands. Advice only, so a refusal does not matter.
-        libc::madvise(aligned, bytes, libc::MADV_HUGEPAGE);
+        // Whether pages are huge is left to the host's policy. Advice only, so a refusal
+        // does not matter.
         libc::madvise(aligned, bytes, libc::MADV_DONTDUMP);
         Ok(aligned.cast())
     }

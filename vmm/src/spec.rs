@@ -17,7 +17,7 @@ pub use adopt::{FdError, Files};
 use crate::{
     boot::{
         command_line::{self, CommandLineError},
-        layout,
+        layout::{self, VirtioSlot},
     },
     config::{BlockConfig, JailConfig, VmConfig, VsockConfig},
 };
@@ -72,6 +72,8 @@ pub struct VmSpec {
     pub initramfs: Option<File>,
     /// Complete, with its devices and a NUL.
     pub command_line: Vec<u8>,
+    /// One for each virtio device: the disks, then vsock, rng and balloon.
+    pub slots: Vec<VirtioSlot>,
     pub block: Vec<BlockSpec>,
     pub vsock: Option<VsockSpec>,
     pub rng: bool,
@@ -124,11 +126,13 @@ impl VmSpec {
             return Err(SpecError::Memory(config.memory_mib));
         }
         check_serials(&config.block)?;
+        let slots = virtio_slots(config)?;
         Ok(Self {
             id: config.id.clone(),
             vcpus: config.vcpus,
             memory_bytes: u64::from(config.memory_mib) << 20,
-            command_line: command_line(config)?,
+            command_line: command_line::compose(&config.cmdline, &slots)?,
+            slots,
             kvm: files.kvm(config.kvm).map_err(named("kvm"))?,
             kernel: files.regular(config.kernel).map_err(named("kernel"))?,
             initramfs: config
@@ -184,14 +188,14 @@ fn check_serials(disks: &[BlockConfig]) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn command_line(config: &VmConfig) -> Result<Vec<u8>, SpecError> {
+fn virtio_slots(config: &VmConfig) -> Result<Vec<VirtioSlot>, SpecError> {
     let optional = [config.vsock.is_some(), config.rng, config.balloon];
     let devices = config.block.len() + optional.into_iter().filter(|&there| there).count();
     let slots: Vec<_> = layout::virtio_slots().take(devices).collect();
     if slots.len() < devices {
         return Err(SpecError::Devices { devices, max: slots.len() });
     }
-    Ok(command_line::compose(&config.cmdline, &slots)?)
+    Ok(slots)
 }
 
 fn block(config: &BlockConfig, files: &mut Files) -> Result<BlockSpec, SpecError> {

@@ -6,6 +6,7 @@ use std::{
     thread::JoinHandle,
 };
 
+use kvm_ioctls::VmFd;
 use vmm_sys_util::signal::Killable;
 
 use crate::{
@@ -32,6 +33,7 @@ pub enum StartError {
 
 /// The parts of a VM that is built, before it has threads.
 pub struct Parts {
+    pub kvm: VmFd,
     pub vcpus: Vec<Vcpu>,
     /// With the names of their threads.
     pub io_loops: Vec<(&'static str, IoLoop)>,
@@ -42,6 +44,8 @@ pub struct Parts {
 
 /// A VM with its threads, paused before its first instruction.
 pub struct Vm {
+    /// With it KVM would close the way of every interrupt from an eventfd.
+    _kvm: VmFd,
     lifecycle: Arc<Lifecycle>,
     timer: Arc<BootTimer>,
     exits: Vec<Arc<ExitCounts>>,
@@ -53,7 +57,7 @@ impl Vm {
     /// Starts all threads, each confined; last, confines the calling thread, which will
     /// be the control thread.
     pub fn start(parts: Parts) -> Result<Self, StartError> {
-        let Parts { vcpus, io_loops, lifecycle, timer, console } = parts;
+        let Parts { kvm, vcpus, io_loops, lifecycle, timer, console } = parts;
         vcpu::install_kick_handler().map_err(StartError::Signal)?;
         let [io, cpu, control] =
             [ThreadKind::Io, ThreadKind::Vcpu, ThreadKind::Control].map(seccomp::compile);
@@ -74,7 +78,7 @@ impl Vm {
             .map(|vcpu| spawn_confined(&format!("vcpu{}", vcpu.number), &cpu, || vcpu.run()))
             .collect::<Result<_, _>>()?;
         seccomp::install(&control)?;
-        Ok(Self { lifecycle, timer, exits, vcpus, console })
+        Ok(Self { _kvm: kvm, lifecycle, timer, exits, vcpus, console })
     }
 
     pub fn resume(&self) {

@@ -182,3 +182,18 @@ fn a_guest_finds_its_disk_on_the_mmio_bus() {
     assert_eq!(vmm.ended().0, EndReason::Reset);
     assert_eq!(vmm.console_bytes(), [b'v', 2, 1, 0]);
 }
+
+#[test]
+fn an_interrupt_from_a_device_reaches_the_guest() {
+    if !has_kvm() {
+        return;
+    }
+    // The serial port raises its line when "transmitter empty" is enabled; the guest waits
+    // for the bit in the interrupt controller's request register.
+    let wait_for_irq_4 = [0xb0, 0x0a, 0xe6, 0x20, 0xe4, 0x20, 0xa8, 0x10, 0x74, 0xf6];
+    let payload =
+        Payload::new().out(0x3f9, 2).bytes(&wait_for_irq_4).print("interrupted\n").reset();
+    let mut vmm = Builder::new(&payload).start();
+    assert_eq!(vmm.ended().0, EndReason::Reset);
+    assert_eq!(vmm.console(), "interrupted\n");
+}

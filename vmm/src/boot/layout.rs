@@ -7,7 +7,7 @@
 //! 0x0000_9000  page tables                 (64-bit boot)
 //! 0x0002_0000  command line
 //! 0x0009_fc00  MP table
-//! 0x0010_0000  kernel, and RAM up to the gap; the initramfs at its end
+//! 0x0010_0000  RAM up to the gap: the kernel where it wants to be, the initramfs behind
 //! 0xc000_0000  MMIO gap ─┐ 0xd000_0000 virtio-mmio, 0xfec0_0000 IOAPIC,
 //! 0x1_0000_0000 more RAM ┘ 0xfee0_0000 local APIC, 0xfffb_c000 KVM's own pages
 //! ```
@@ -49,18 +49,18 @@ pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 pub const KVM_TSS: usize = 0xfffb_d000;
 
 /// IRQ of the serial port COM1.
-pub const SERIAL_IRQ: u32 = 4;
+pub const SERIAL_IRQ: u8 = 4;
 
 /// IRQs for virtio devices: those above the legacy devices', without the RTC's 8.
-fn virtio_irqs() -> impl Iterator<Item = u32> {
-    (5..u32::from(IOAPIC_PINS)).filter(|&irq| irq != 8)
+fn virtio_irqs() -> impl Iterator<Item = u8> {
+    (5..IOAPIC_PINS).filter(|&irq| irq != 8)
 }
 
 /// Where a virtio-mmio device is, and which IRQ it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VirtioSlot {
     pub address: u64,
-    pub irq: u32,
+    pub irq: u8,
 }
 
 /// The places for virtio devices, in the order in which the guest finds them.
@@ -118,7 +118,7 @@ mod tests {
         for slot in &slots {
             assert!(slot.address >= MMIO_GAP_START);
             assert!(slot.address + VIRTIO_MMIO_BYTES <= u64::from(IOAPIC));
-            assert!(slot.irq != SERIAL_IRQ && slot.irq != 8 && slot.irq < IOAPIC_PINS.into());
+            assert!(slot.irq != SERIAL_IRQ && slot.irq != 8 && slot.irq < IOAPIC_PINS);
         }
     }
 }

@@ -16,6 +16,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use image::Image;
 
+const PAGE_BYTES: u64 = 4096;
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +61,7 @@ pub struct Loaded {
     pub initramfs: Option<Range<u64>>,
 }
 
-/// Loads the kernel where it wants to be, and the initramfs at the end of low memory.
+/// Loads the kernel where it wants to be, and the initramfs behind it.
 pub fn load(
     memory: &GuestMemoryMmap,
     size_bytes: u64,
@@ -79,11 +80,12 @@ pub fn write_boot_data(
     memory: &GuestMemoryMmap,
     size_bytes: u64,
     vcpus: u8,
+    irqs: &[u8],
     loaded: &Loaded,
     command_line: &[u8],
 ) -> Result<(), LoadError> {
     write(memory, "command line", layout::COMMAND_LINE, command_line)?;
-    mptable::write(memory, vcpus).map_err(|source| LoadError::Write {
+    mptable::write(memory, vcpus, irqs).map_err(|source| LoadError::Write {
         what: "MP table",
         address: layout::MP_TABLE,
         source,
@@ -127,6 +129,7 @@ fn load_kernel(memory: &GuestMemoryMmap, file: &File) -> Result<(Entry, u64), Lo
     Ok((Entry::Linux64 { address, header: Some(header) }, result.kernel_end.max(unpacked_end)))
 }
 
+/// Loads the initramfs right behind the kernel: what lies together shares huge pages.
 fn load_initramfs(
     memory: &GuestMemoryMmap,
     file: &File,
@@ -136,14 +139,16 @@ fn load_initramfs(
     let failed = |source| LoadError::Read { what: "initramfs", source };
     let mut image = Image::new(file).map_err(failed)?;
     let bytes = image.size();
-    let start = low_ram_end.checked_sub(bytes).map(|start| start & !0xfff);
-    let start = start
-        .filter(|&start| start >= kernel_end.max(layout::HIGH_MEMORY))
-        .ok_or(LoadError::InitramfsTooLarge { bytes, kernel_end, low_ram_end })?;
+    let too_large = LoadError::InitramfsTooLarge { bytes, kernel_end, low_ram_end };
+    let start = kernel_end.max(layout::HIGH_MEMORY).checked_next_multiple_of(PAGE_BYTES);
+    let range = start.and_then(|start| Some(start..start.checked_add(bytes)?));
+    let Some(range) = range.filter(|range| range.end <= low_ram_end) else {
+        return Err(too_large);
+    };
     memory
-        .read_exact_volatile_from(GuestAddress(start), &mut image, bytes as usize)
-        .map_err(|source| LoadError::Write { what: "initramfs", address: start, source })?;
-    Ok(start..start + bytes)
+        .read_exact_volatile_from(GuestAddress(range.start), &mut image, bytes as usize)
+        .map_err(|source| LoadError::Write { what: "initramfs", address: range.start, source })?;
+    Ok(range)
 }
 
 fn write(
@@ -174,15 +179,27 @@ mod tests {
     }
 
     #[test]
-    fn the_initramfs_ends_low_memory() {
+    fn the_initramfs_follows_the_kernel() {
         let memory = crate::memory::allocate(SIZE).unwrap();
-        let range = load_initramfs(&memory, &file(&[7; 5000]), 16 << 20, SIZE).unwrap();
-        assert_eq!(range, SIZE - 8192..SIZE - 8192 + 5000);
+        let range = load_initramfs(&memory, &file(&[7; 5000]), (16 << 20) + 1, SIZE).unwrap();
+        let start = (16 << 20) + 4096;
+        assert_eq!(range, start..start + 5000);
         assert_eq!(memory.read_obj::<u8>(GuestAddress(range.end - 1)).unwrap(), 7);
     }
 
     #[test]
-    fn an_initramfs_over_the_kernel_is_refused() {
+    fn an_initramfs_may_end_low_memory() {
+        let memory = crate::memory::allocate(SIZE).unwrap();
+        let bytes = file(&[7; 8192]);
+        let range = load_initramfs(&memory, &bytes, SIZE - 8192, SIZE).unwrap();
+        assert_eq!(range.end, SIZE);
+        for kernel_end in [SIZE - 8191, SIZE, u64::MAX] {
+            assert!(load_initramfs(&memory, &bytes, kernel_end, SIZE).is_err());
+        }
+    }
+
+    #[test]
+    fn an_initramfs_that_does_not_fit_is_refused() {
         let memory = crate::memory::allocate(SIZE).unwrap();
         let error = load_initramfs(&memory, &file(&[7; 5000]), SIZE - 4096, SIZE).unwrap_err();
         assert!(matches!(error, LoadError::InitramfsTooLarge { bytes: 5000, .. }), "{error}");

@@ -28,14 +28,16 @@ const ALL_LOCAL_APICS: u8 = 0xff;
 const HEADER_BYTES: usize = 44;
 const POINTER_BYTES: usize = 16;
 
-/// Writes the table for `vcpus` CPUs whose APIC ids count from 0.
-pub fn write(memory: &GuestMemoryMmap, vcpus: u8) -> Result<(), GuestMemoryError> {
-    memory.write_slice(&table(vcpus), GuestAddress(layout::MP_TABLE))
+/// Writes the table for `vcpus` CPUs whose APIC ids count from 0, and the IRQs that
+/// devices use. A kernel programs the pins that it is told of, each write of which is an
+/// exit.
+pub fn write(memory: &GuestMemoryMmap, vcpus: u8, irqs: &[u8]) -> Result<(), GuestMemoryError> {
+    memory.write_slice(&table(vcpus, irqs), GuestAddress(layout::MP_TABLE))
 }
 
 /// The floating pointer structure and, behind it, the configuration table.
-fn table(vcpus: u8) -> Vec<u8> {
-    let (entries, count) = entries(vcpus);
+fn table(vcpus: u8, irqs: &[u8]) -> Vec<u8> {
+    let (entries, count) = entries(vcpus, irqs);
     let address = layout::MP_TABLE as u32 + POINTER_BYTES as u32;
     let mut bytes = pointer(address);
     bytes.extend(header(&entries, count));
@@ -72,7 +74,7 @@ fn header(entries: &[u8], count: u16) -> Vec<u8> {
 }
 
 /// Base MP Configuration Table Entries (§4.3), and how many they are.
-fn entries(vcpus: u8) -> (Vec<u8>, u16) {
+fn entries(vcpus: u8, irqs: &[u8]) -> (Vec<u8>, u16) {
     let mut bytes = Vec::new();
     for apic_id in 0..vcpus {
         let flags = if apic_id == 0 { ENABLED | BOOT_PROCESSOR } else { ENABLED };
@@ -89,13 +91,13 @@ fn entries(vcpus: u8) -> (Vec<u8>, u16) {
 
     // Every IRQ is the pin of that number, edge-triggered as on ISA: what KVM's irqfd
     // delivers.
-    for irq in 0..layout::IOAPIC_PINS {
+    for &irq in irqs {
         bytes.extend([IO_INTERRUPT, VECTORED, 0, 0, ISA_BUS, irq, ioapic_id, irq]);
     }
     bytes.extend([LOCAL_INTERRUPT, EXTERNAL, 0, 0, ISA_BUS, 0, 0, 0]);
     bytes.extend([LOCAL_INTERRUPT, NMI, 0, 0, ISA_BUS, 0, ALL_LOCAL_APICS, 1]);
 
-    let count = u16::from(vcpus) + 2 + u16::from(layout::IOAPIC_PINS) + 2;
+    let count = u16::from(vcpus) + 2 + irqs.len() as u16 + 2;
     (bytes, count)
 }
 
@@ -108,10 +110,20 @@ fn checksum(bytes: &[u8]) -> u8 {
 mod tests {
     use super::*;
 
+    const ALL_IRQS: [u8; layout::IOAPIC_PINS as usize] = {
+        let mut irqs = [0; layout::IOAPIC_PINS as usize];
+        let mut irq = 0;
+        while irq < irqs.len() {
+            irqs[irq] = irq as u8;
+            irq += 1;
+        }
+        irqs
+    };
+
     #[test]
     fn both_checksums_are_right_and_the_table_fits() {
         for vcpus in 1..=32 {
-            let bytes = table(vcpus);
+            let bytes = table(vcpus, &ALL_IRQS);
             assert!(bytes.len() as u64 <= layout::MP_TABLE_BYTES, "{vcpus} vCPUs");
             assert_eq!(checksum(&bytes[..POINTER_BYTES]), 0);
             assert_eq!(checksum(&bytes[POINTER_BYTES..]), 0);
@@ -120,7 +132,7 @@ mod tests {
 
     #[test]
     fn lengths_and_counts_agree_with_the_entries() {
-        let bytes = table(4);
+        let bytes = table(4, &[4, 5, 6]);
         let header = &bytes[POINTER_BYTES..POINTER_BYTES + HEADER_BYTES];
         assert_eq!(&header[..4], b"PCMP");
         let length = u16::from_le_bytes([header[4], header[5]]);
@@ -137,7 +149,7 @@ mod tests {
 
     #[test]
     fn one_cpu_boots_and_the_ioapic_has_an_id_of_its_own() {
-        let (entries, _) = entries(3);
+        let (entries, _) = entries(3, &[4]);
         let cpus: Vec<_> = entries[..60].chunks(20).map(|cpu| (cpu[1], cpu[3])).collect();
         assert_eq!(cpus, [(0, ENABLED | BOOT_PROCESSOR), (1, ENABLED), (2, ENABLED)]);
         assert_eq!(entries[60 + 8..60 + 10], [IOAPIC, 3]);

@@ -3,7 +3,7 @@
 
 use std::{
     fs::File,
-    mem,
+    iter, mem,
     sync::{Arc, Mutex},
 };
 
@@ -41,16 +41,17 @@ pub(super) struct Virtio {
 type NamedLoop = (&'static str, IoLoop);
 
 impl Virtio {
-    /// All devices on a bus, and the loops that serve their workers. Disks have a thread
+    /// All devices in their `slots` on a bus, and the loops that serve their workers. Disks have a thread
     /// of their own: their requests block.
     pub(super) fn connect(
         mut self,
         vm: &VmFd,
         memory: &Memory,
+        slots: &[VirtioSlot],
     ) -> Result<(Bus, Vec<NamedLoop>), BuildError> {
         let mut bus = Bus::new("access to no MMIO device");
         let mut loops = Vec::new();
-        let mut slots = layout::virtio_slots();
+        let mut slots = slots.iter().copied();
         let disks = disks(mem::take(&mut self.block))?;
         for (thread, devices) in [("block", disks), ("io", self.others()?)] {
             if devices.is_empty() {
@@ -92,6 +93,11 @@ fn disks(specs: Vec<BlockSpec>) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError
     specs.into_iter().map(open).collect()
 }
 
+/// The lines of all devices.
+pub(super) fn irqs(slots: &[VirtioSlot]) -> Vec<u8> {
+    iter::once(layout::SERIAL_IRQ).chain(slots.iter().map(|slot| slot.irq)).collect()
+}
+
 /// Gives `device` the registers, the interrupt and the notifications of `slot`.
 fn connect(
     vm: &VmFd,
@@ -101,7 +107,7 @@ fn connect(
     io: IoHandle,
 ) -> Result<Transport, BuildError> {
     let line = event()?;
-    vm.register_irqfd(&line, slot.irq).map_err(kvm_failed("bind an interrupt"))?;
+    vm.register_irqfd(&line, slot.irq.into()).map_err(kvm_failed("bind an interrupt"))?;
     let register = IoEventAddress::Mmio(slot.address + offset::QUEUE_NOTIFY);
     let mut notify = Vec::new();
     for index in 0..device.queue_max_sizes().len() as u32 {
@@ -121,7 +127,7 @@ pub(super) fn ports(
     console: Option<File>,
 ) -> Result<(Bus, Arc<Mutex<SerialPort>>), BuildError> {
     let line = event()?;
-    vm.register_irqfd(&line, layout::SERIAL_IRQ).map_err(kvm_failed("bind an interrupt"))?;
+    vm.register_irqfd(&line, layout::SERIAL_IRQ.into()).map_err(kvm_failed("bind an interrupt"))?;
     let serial = Arc::new(Mutex::new(SerialPort::new(line, console)));
     let keyboard = Arc::new(Mutex::new(I8042(lifecycle.clone())));
     let stamp = Arc::new(Mutex::new(BootStamp(timer.clone())));
@@ -130,7 +136,9 @@ pub(super) fn ports(
     bus.insert(serial::PORT, serial::PORTS, serial.clone())?;
     bus.insert(i8042::PORT, i8042::PORTS, keyboard)?;
     bus.insert(boot_stamp::PORT, 1, stamp)?;
-    bus.insert(devices::POST_PORT, 1, Arc::new(Mutex::new(Sink)))?;
+    for (start, ports) in devices::SILENT_PORTS {
+        bus.insert(start, ports, Arc::new(Mutex::new(Sink)))?;
+    }
     Ok((bus, serial))
 }
 

@@ -6,10 +6,11 @@ pub mod serial;
 
 use crate::bus::BusDevice;
 
-/// The port to which BIOSes write their progress, and Linux to wait a microsecond.
-pub const POST_PORT: u64 = 0x80;
+/// Ports of PC devices that a kernel touches without being asked and that are not here:
+/// timer, speaker, real-time clock, and the port to which BIOSes write their progress.
+pub const SILENT_PORTS: [(u64, u64); 3] = [(0x40, 4), (0x70, 2), (0x80, 1)];
 
-/// A port that takes everything and tells nothing.
+/// Ports that take everything and tell nothing.
 pub struct Sink;
 
 impl BusDevice for Sink {
