@@ -12,6 +12,9 @@ pub struct ContainerConfig {
     pub image: String,
     /// `sha256:…` of the image's configuration.
     pub image_id: String,
+    /// Files in `<root>/layers`, bottom first. The container's lease keeps them, whatever
+    /// becomes of the image's names.
+    pub layers: Vec<String>,
     /// What the process is: entry point, then command. At least one.
     pub entrypoint: Vec<String>,
     pub command: Vec<String>,

@@ -43,9 +43,10 @@ impl OutputCopy {
     ) -> Result<Self, AttachError> {
         let (ended, running) = pipe()?;
         let copy = move || {
-            if copy_output(&fifo.reader, sink, &ended).is_err() {
-                // The receiver may be gone, and the answer with it.
-                let _ = events.send(Event::OutputClosed);
+            // The receiver may be gone, and whoever cares with it.
+            let closed = || drop(events.send(Event::OutputClosed));
+            if let Err(error) = copy_output(&fifo.reader, sink, &ended, closed) {
+                tracing::warn!(%error, "read {what}");
             }
         };
         let thread = thread::Builder::new()
@@ -63,8 +64,14 @@ impl OutputCopy {
     }
 }
 
-/// Until the FIFO ends, or the process has ended and nothing more comes.
-fn copy_output(mut fifo: &File, mut sink: Sink, ended: &OwnedFd) -> io::Result<()> {
+/// Until the FIFO ends, or the process has ended and nothing more comes. What cannot be
+/// written is `closed`, once, and then thrown away: the shim must not wait for a reader.
+fn copy_output(
+    mut fifo: &File,
+    mut sink: Sink,
+    ended: &OwnedFd,
+    closed: impl Fn(),
+) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut first = true;
     loop {
@@ -74,7 +81,10 @@ fn copy_output(mut fifo: &File, mut sink: Sink, ended: &OwnedFd) -> io::Result<(
                 if std::mem::take(&mut first) {
                     caisson_shim::stages::stamp("cli", "first_byte");
                 }
-                sink.write(&buffer[..count])?;
+                if sink.write(&buffer[..count]).is_err() {
+                    sink.file = None;
+                    closed();
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -211,6 +221,9 @@ mod tests {
         let copy = OutputCopy::spawn("stdout", pipes.fifo, sink, events).unwrap();
         pipes.shim.write_all(b"text").unwrap();
         assert!(matches!(received.recv().unwrap(), Event::OutputClosed));
+        // More than the FIFO holds.
+        pipes.shim.write_all(&vec![b'x'; 300_000]).unwrap();
         copy.finish();
+        assert!(received.try_recv().is_err());
     }
 }

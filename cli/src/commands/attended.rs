@@ -84,7 +84,7 @@ pub(super) fn attend(engine: &Engine, started: Started, mut session: Session) ->
         return Err(Failure::quiet(BROKEN_PIPE));
     }
     if !ended.error.is_empty() {
-        return Err(Failure::message(ended.error).with_code(ended.code));
+        return Ok(Failure::message(ended.error).with_code(ended.code).report());
     }
     Ok(ExitCode::from(ended.code))
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use caisson_rootfs::{Image, StoreError};
+use caisson_rootfs::{Image, Reference, StoreError};
 use clap::Args;
 
 use super::{print_line, run::write_cidfile};
@@ -82,14 +82,21 @@ pub(super) fn resolve(
 ) -> Result<(Image, ContainerConfig), Failure> {
     let (name, command) = words.split_first().map_or(("", &[][..]), |(n, c)| (n.as_str(), c));
     let image = engine.store.resolve(name).map_err(|error| match error {
-        StoreError::NotFound { .. } => {
-            Failure::from(CreateError::NoImage { name: name.to_owned(), source: error })
-        }
+        StoreError::NotFound { .. } => no_image(engine, name, error),
         other => other.into(),
     })?;
     let caller = |variable: &str| std::env::var(variable).ok();
     let config = options::resolve(flags, name, command, &image.config, &caller)?;
     Ok((image, config))
+}
+
+/// Names the image as it was understood, with its tag, which also finds those that are
+/// spelled alike.
+fn no_image(engine: &Engine, name: &str, error: StoreError) -> Failure {
+    let full = name.parse::<Reference>().map(|name| name.with_default_tag().familiar());
+    let full = full.unwrap_or_else(|_| name.to_owned());
+    let source = engine.store.resolve(&full).err().unwrap_or(error);
+    CreateError::NoImage { name: full, source }.into()
 }
 
 /// Creates the container and writes its id where the flags say.

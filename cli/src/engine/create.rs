@@ -1,6 +1,6 @@
 //! Creating a container: its record, its hold on the image, its directory and disk.
 
-use std::{fs, os::unix::fs::DirBuilderExt};
+use std::{fs, os::unix::fs::DirBuilderExt, path::Path};
 
 use caisson_rootfs::{DEFAULT_DISK_BYTES, Image};
 
@@ -34,6 +34,9 @@ impl Engine {
         let id = names::new_id().map_err(EngineError::Random)?;
         let mut config = new.config;
         config.image_id = new.image.id.to_string();
+        // Damage shows now, not at the first start.
+        config.layers =
+            self.store.layers(new.image)?.iter().filter_map(|layer| file_name(layer)).collect();
         let (container, lock) = self.records.insert(&id, new.name, &config)?;
         if let Err(error) = self.furnish(&container, new.image, &config) {
             // The first error is the one to tell; what cannot be undone now is reaped later.
@@ -63,9 +66,8 @@ impl Engine {
         image: &Image,
         config: &ContainerConfig,
     ) -> Result<(), EngineError> {
+        // Fails if the image has gone since it was looked up.
         self.store.lease(&lease_owner(&container.id), image)?;
-        // Damage shows now, not at the first start.
-        self.store.layers(image)?;
         let directory = self.globals.container_dir(&container.id);
         fs::DirBuilder::new()
             .recursive(true)
@@ -75,4 +77,8 @@ impl Engine {
         let size = config.limits.storage_bytes.unwrap_or(DEFAULT_DISK_BYTES);
         Ok(self.store.create_writable_disk(&directory.join(DISK), size)?)
     }
+}
+
+fn file_name(path: &Path) -> Option<String> {
+    Some(path.file_name()?.to_str()?.to_owned())
 }

@@ -2,7 +2,9 @@
 
 use caisson_shim::{client::ClientError, exit::Exit};
 
-use super::{Engine, EngineError, bundle};
+use std::time::Duration;
+
+use super::{Engine, EngineError, bundle, process::Process};
 use crate::{
     format::units,
     records::{Container, Ended, RecordError, State},
@@ -10,6 +12,9 @@ use crate::{
 
 /// The exit code of a container whose VM or shim was lost.
 const LOST: u8 = 137;
+
+/// It has nothing left to do but to end.
+const SHIM_ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 impl Engine {
     /// How a container ended, from what the wait for it gave. The record is not touched.
@@ -56,11 +61,12 @@ impl Engine {
         Ok(self.records.set_exited(&now.id, ended)?)
     }
 
-    /// Ends the container's shim and with it whatever runs; one that is gone is fine.
+    /// Ends the container's shim and with it whatever runs, and waits until it is gone: it
+    /// must not remove the socket of the next. One that is gone already is fine.
     pub(super) fn end_shim(&self, container: &Container) {
-        let socket = self.globals.shim_socket(&container.id);
         match self.connect(container) {
             Ok(client) => {
+                let process = client.host_pids().ok().and_then(|(shim, _)| Process::open(shim));
                 // What is to be deleted may never have been created.
                 if let Err(error) = client.delete(None) {
                     tracing::debug!(%error, "delete {}", container.id);
@@ -68,10 +74,14 @@ impl Engine {
                 if let Err(error) = client.shutdown(true) {
                     tracing::warn!(%error, "shut down the shim of {}", container.id);
                 }
+                if process.is_some_and(|process| !process.wait_or_kill(SHIM_ENDS_WITHIN)) {
+                    tracing::warn!("the shim of {} did not end and was killed", container.id);
+                }
             }
             Err(error) => tracing::debug!(%error, "no shim of {}", container.id),
         }
         // A shim that was killed leaves its socket.
+        let socket = self.globals.shim_socket(&container.id);
         if let Err(error) = std::fs::remove_file(&socket)
             && error.kind() != std::io::ErrorKind::NotFound
         {

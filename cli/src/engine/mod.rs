@@ -7,6 +7,7 @@ mod bundle;
 mod create;
 mod finish;
 mod monitor;
+mod process;
 mod reap;
 mod remove;
 mod start;
@@ -28,25 +29,27 @@ use crate::{
     spec::SpecError,
 };
 
+/// Those of the parts are told as they are, and stay in the chain of causes, where the exit
+/// code is read from.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    #[error(transparent)]
+    #[error("{0}")]
     Store(#[from] StoreError),
-    #[error(transparent)]
+    #[error("{0}")]
     Record(#[from] RecordError),
-    #[error(transparent)]
+    #[error("{0}")]
     Disk(#[from] caisson_rootfs::DiskError),
-    #[error(transparent)]
+    #[error("{0}")]
     Asset(#[from] AssetError),
-    #[error(transparent)]
+    #[error("{0}")]
     Shim(#[from] ClientError),
-    #[error(transparent)]
+    #[error("{0}")]
     Spec(#[from] SpecError),
-    #[error(transparent)]
+    #[error("{0}")]
     Bundle(#[from] BundleError),
-    #[error(transparent)]
+    #[error("{0}")]
     Monitor(#[from] MonitorError),
-    #[error(transparent)]
+    #[error("{0}")]
     Attach(#[from] crate::attach::AttachError),
     #[error("{action} {path}")]
     Io { action: &'static str, path: std::path::PathBuf, source: std::io::Error },

@@ -123,7 +123,7 @@ impl Engine {
         assets.vmm()?;
         assets.kernel()?;
         assets.initramfs()?;
-        let rootfs = self.rootfs(container, config)?;
+        let rootfs = self.rootfs(container, config);
         bundle::remove(&directory)?;
         bundle::write(&directory, id, config, console)?;
         let stdio = self.stdio(container, config, plan)?;
@@ -147,23 +147,18 @@ impl Engine {
     }
 
     /// The image's layers, bottom first, and the writable disk.
-    fn rootfs(
-        &self,
-        container: &Container,
-        config: &ContainerConfig,
-    ) -> Result<Vec<RootfsMount>, EngineError> {
-        let image = self.store.resolve(&config.image_id)?;
+    fn rootfs(&self, container: &Container, config: &ContainerConfig) -> Vec<RootfsMount> {
         let mount = |fstype: &str, source: PathBuf, option: &str| RootfsMount {
             fstype: fstype.to_owned(),
             source: source.to_string_lossy().into_owned(),
             options: vec![option.to_owned()],
         };
-        let layers = self.store.layers(&image)?;
+        let layers = self.store.root().join("layers");
         let mut mounts: Vec<RootfsMount> =
-            layers.into_iter().map(|layer| mount("erofs", layer, "ro")).collect();
+            config.layers.iter().map(|layer| mount("erofs", layers.join(layer), "ro")).collect();
         let disk = self.globals.container_dir(&container.id).join(DISK);
         mounts.push(mount("ext4", disk, "rw"));
-        Ok(mounts)
+        mounts
     }
 
     fn stdio(

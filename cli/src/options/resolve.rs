@@ -89,6 +89,7 @@ pub fn resolve(
     let config = ContainerConfig {
         image: image_name.to_owned(),
         image_id: String::new(),
+        layers: Vec::new(),
         entrypoint,
         command,
         env: environment::merge(user_env, image.env().as_deref().unwrap_or_default()),

@@ -1,0 +1,12 @@
+//! The commands end to end, with containers that are processes of this host.
+//!
+//! Each test has a state of its own and runs `caisson` in a mount namespace in which it
+//! believes to be the machine, so that it does not go to another.
+
+mod errors;
+mod faults;
+mod host;
+mod images;
+mod life;
+mod streams;
+mod terminal;
