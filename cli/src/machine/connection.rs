@@ -14,7 +14,7 @@ use caisson_agent_protocol::machine::{Decoder, Frame, encode};
 use super::{directory::short_path, qemu::socket_name};
 
 #[derive(Debug, thiserror::Error)]
-pub enum ConnectionError {
+pub(super) enum ConnectionError {
     #[error("the machine has ended")]
     Ended,
     #[error("talk to the machine")]

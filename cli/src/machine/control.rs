@@ -14,13 +14,11 @@ use super::{
 };
 
 #[derive(Debug, thiserror::Error)]
-pub enum ControlError {
+pub(super) enum ControlError {
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     #[error(transparent)]
     Connection(#[from] ConnectionError),
-    #[error("the machine's control port is taken")]
-    Busy,
     #[error("the machine does not answer")]
     Silent,
 }

@@ -15,7 +15,7 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::Globals;
 
 #[derive(Debug, thiserror::Error)]
-pub enum DirectoryError {
+pub(super) enum DirectoryError {
     #[error(
         "make the directory {path}; `caisson machine` must run as root, or with a --root and --state of your own"
     )]

@@ -9,7 +9,7 @@ use std::{
 };
 
 #[derive(Debug, thiserror::Error)]
-pub enum DiskError {
+pub(super) enum DiskError {
     #[error("make the machine's disk {path}")]
     Make { path: PathBuf, source: io::Error },
     #[error("run {program} (Debian package e2fsprogs)")]

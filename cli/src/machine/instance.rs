@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::directory::{DirectoryError, MachineDirectory, try_lock};
 
 #[derive(Debug, thiserror::Error)]
-pub enum InstanceError {
+pub(super) enum InstanceError {
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     #[error("read {path}")]

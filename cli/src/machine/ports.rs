@@ -22,7 +22,7 @@ const REPEAT: Duration = Duration::from_millis(400);
 const TOTAL_LIMIT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, thiserror::Error)]
-pub enum PortError {
+pub(super) enum PortError {
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     #[error(transparent)]

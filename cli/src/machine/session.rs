@@ -56,7 +56,7 @@ const VARIABLES: [&str; 18] = [
 ];
 
 #[derive(Debug, thiserror::Error)]
-pub enum SessionError {
+pub(super) enum SessionError {
     #[error(transparent)]
     Port(#[from] PortError),
     #[error("the session in the machine broke off")]
@@ -182,6 +182,7 @@ impl Relay {
                 Ok(Frame::Credit { stream: Stream::Stdin, bytes }) => self.input.grant(bytes),
                 Ok(Frame::StdinClosed) => self.input.close(),
                 Ok(Frame::Exit(status)) => break Ok(status),
+                Ok(Frame::Refused(why)) => break Err(PortError::Refused(why).into()),
                 Ok(_) => {}
                 Err(error) => break Err(error.into()),
             }

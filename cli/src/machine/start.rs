@@ -38,7 +38,7 @@ const NOTICE: &str = "caisson: no usable KVM here, so containers run in an emula
     development and tests, not for speed and not for hostile code (docs/machine.md)";
 
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub(super) enum StartError {
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     #[error(transparent)]
@@ -210,10 +210,7 @@ fn spawn(plan: &qemu::Plan<'_>, directory: &MachineDirectory) -> Result<Child, S
         .stderr(log);
     // SAFETY: between fork and exec `prepare` makes only async-signal-safe calls, on a
     // descriptor that stays open until the command is dropped.
-    unsafe {
-        let alive = File::from(alive);
-        command.pre_exec(move || prepare(&alive));
-    }
+    unsafe { command.pre_exec(move || prepare(&alive)) };
     command.spawn().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => StartError::NoQemu(error),
         _ => StartError::Spawn(error),

@@ -20,7 +20,7 @@ const SHUTDOWN: Duration = Duration::from_secs(20);
 const END: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
-pub enum StopError {
+pub(super) enum StopError {
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     #[error(transparent)]
