@@ -22,7 +22,7 @@ pub mod kick_limit;
 pub mod mmio;
 pub mod registers;
 pub mod rng;
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod token_bucket;
 pub mod vsock;
