@@ -1,9 +1,13 @@
 //! Lines on the console. The host keeps the console's tail and shows it when a VM fails,
 //! so what goes wrong unexpectedly says so here.
+//!
+//! They go through the kernel's log, which writes to the serial port before it returns: a
+//! line written to the terminal itself would be lost in its buffer when the VM ends next.
 
 use std::{
     cell::Cell,
     fmt,
+    fs::OpenOptions,
     io::Write,
     time::{Duration, Instant},
 };
@@ -15,16 +19,29 @@ thread_local! {
     static LIMIT: Cell<Option<(u32, Instant)>> = const { Cell::new(None) };
 }
 
-/// Prints `caisson-agent: <line>` on standard error unless too many lines came before.
+/// Prints `caisson-agent: <line>` on the console unless too many lines came before.
 pub fn line(message: fmt::Arguments<'_>) {
     let now = Instant::now();
     let (left, since) = LIMIT.get().unwrap_or((BURST, now));
     let (left, since) = refill(left, now.duration_since(since), since, now);
     LIMIT.set(Some((left.saturating_sub(1), since)));
     if left > 0 {
-        // A console that cannot be written leaves nowhere to say so.
-        let _ = writeln!(std::io::stderr(), "caisson-agent: {message}");
+        write(&format!("caisson-agent: {message}\n"));
     }
+}
+
+/// To the kernel's log at a level that even a quiet console shows, or, where there is none
+/// as in tests, to standard error.
+fn write(line: &str) {
+    let kernel_log = match std::process::id() {
+        1 => OpenOptions::new().write(true).open("/dev/kmsg"),
+        _ => Err(std::io::ErrorKind::Unsupported.into()),
+    };
+    // A console that cannot be written leaves nowhere to say so.
+    let _ = match kernel_log {
+        Ok(mut log) => log.write_all(format!("<2>{line}").as_bytes()),
+        Err(_) => std::io::stderr().write_all(line.as_bytes()),
+    };
 }
 
 fn refill(left: u32, elapsed: Duration, since: Instant, now: Instant) -> (u32, Instant) {
