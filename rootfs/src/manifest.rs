@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
 
 use crate::digest::Digest;
 
@@ -200,10 +200,10 @@ pub(crate) fn parse_config(data: &[u8]) -> Result<ImageConfiguration, DocumentEr
     serde_json::from_value(value).map_err(DocumentError::Json)
 }
 
-/// When an image was made, as its configuration says: RFC 3339, or nothing.
+/// When an image was made, as its configuration says: RFC 3339 in UTC, or nothing.
 pub(crate) fn created(config: &[u8]) -> Option<String> {
     let created = parse_config(config).ok()?.created().clone()?;
-    OffsetDateTime::parse(&created, &Rfc3339).ok()?.format(&Rfc3339).ok()
+    OffsetDateTime::parse(&created, &Rfc3339).ok()?.to_offset(UtcOffset::UTC).format(&Rfc3339).ok()
 }
 
 #[cfg(test)]
@@ -261,6 +261,14 @@ mod tests {
         assert_eq!(config.cmd().as_deref(), Some(&["sh".to_owned()][..]));
         assert!(parse_config(b"{}").unwrap().rootfs().diff_ids().is_empty());
         assert!(parse_config(b"[]").is_err());
+    }
+
+    #[test]
+    fn times_are_normalised() {
+        let created = |text: &str| created(format!(r#"{{"created":"{text}"}}"#).as_bytes());
+        let utc = created("2024-05-06T01:02:03.5+02:00");
+        assert_eq!(utc.as_deref(), Some("2024-05-05T23:02:03.5Z"));
+        assert_eq!(created("yesterday"), None);
     }
 
     #[test]

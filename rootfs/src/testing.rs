@@ -184,27 +184,42 @@ pub(crate) struct Mounted {
 impl Mounted {
     /// `None`, with a word on standard error, where mounting is not possible.
     pub(crate) fn new(image: &Path) -> Option<Mounted> {
+        let mounted = Mounted::try_new("erofs", "ro,loop", image);
+        let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+        let permitted =
+            rustix::process::geteuid().is_root() && Path::new("/dev/loop-control").exists();
+        mounted.unwrap_or_else(|reason| {
+            // A kernel that knows EROFS must take the image.
+            assert!(!(filesystems.contains("\terofs\n") && permitted), "{reason}");
+            eprintln!("skipped: this host cannot mount EROFS: {reason}");
+            None
+        })
+    }
+
+    /// What overlayfs makes of layers, the bottom one first.
+    pub(crate) fn overlay(layers: &[Mounted]) -> Option<Mounted> {
+        let lower: Vec<&str> =
+            layers.iter().rev().map(|layer| layer.path().to_str().unwrap()).collect();
+        let options = format!("ro,lowerdir={}", lower.join(":"));
+        Mounted::try_new("overlay", &options, Path::new("overlay")).unwrap_or_else(|reason| {
+            eprintln!("skipped: this host cannot mount overlayfs: {reason}");
+            None
+        })
+    }
+
+    fn try_new(kind: &str, options: &str, source: &Path) -> Result<Option<Mounted>, String> {
         let directory = tempfile::tempdir().unwrap();
         let output = Command::new("mount")
-            .args(["-t", "erofs", "-o", "ro,loop"])
-            .arg(image)
+            .args(["-t", kind, "-o", options])
+            .arg(source)
             .arg(directory.path())
             .output();
         match output {
-            Ok(output) if output.status.success() => Some(Mounted { directory }),
-            Ok(output) => {
-                let reason = String::from_utf8_lossy(&output.stderr).into_owned();
-                // A kernel that knows EROFS must take the image.
-                let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-                let permitted =
-                    rustix::process::geteuid().is_root() && Path::new("/dev/loop-control").exists();
-                assert!(!(filesystems.contains("\terofs\n") && permitted), "{reason}");
-                eprintln!("skipped: this host cannot mount EROFS: {}", reason.trim());
-                None
-            }
+            Ok(output) if output.status.success() => Ok(Some(Mounted { directory })),
+            Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
             Err(error) => {
                 eprintln!("skipped: mount cannot run: {error}");
-                None
+                Ok(None)
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::compress::{Compression, decompress};
 use crate::limits::Limits;
 use crate::progress::Progress;
 use crate::store::Store;
-use crate::tar::{EntryKind, Reader};
+use crate::tar::{EntryKind, Reader, TarError};
 
 /// What [`Store::load`] reads.
 pub enum LoadSource<'a> {
@@ -76,10 +76,15 @@ impl Source {
 
     fn index(mut file: File, limits: &Limits) -> Result<Source, LoadError> {
         file.rewind().map_err(LoadError::Read)?;
-        // Whole layers are skipped: seeking beats reading them.
+        let length = file.metadata().map_err(LoadError::Read)?.len();
         let mut reader = Reader::new(io::BufReader::new(&file), limits);
         let mut files = HashMap::new();
         while let Some(entry) = reader.next_entry().map_err(LoadError::Archive)? {
+            if entry.data_offset.saturating_add(entry.data_bytes) > length {
+                return Err(LoadError::Archive(TarError::Truncated { at: length }));
+            }
+            // Layers are large: seeking beats reading them.
+            reader.seek_past_data().map_err(LoadError::Archive)?;
             if entry.path.len() > limits.path_bytes {
                 return Err(LoadError::LongName { limit: limits.path_bytes });
             }

@@ -10,7 +10,7 @@ use crate::progress::Silent;
 use crate::store::StoreOptions;
 use crate::store::{Freed, StoreError};
 use crate::tar::testing::TarBuilder;
-use crate::testing::{file_digest, picture_of_image};
+use crate::testing::{Mounted, file_digest, picture, picture_of_image};
 use crate::{Limits, Removed};
 
 fn gzip(data: &[u8]) -> Vec<u8> {
@@ -473,6 +473,12 @@ fn what_is_no_image_is_told_so() {
     let error = load_bytes(&store, &tar).unwrap_err();
     assert!(error.to_string().contains("caisson import"), "{error}");
     assert!(matches!(load_bytes(&store, b"garbage"), Err(LoadError::Archive(_))));
+    let whole = example_docker_archive();
+    for length in [700, 3000, whole.len() / 2] {
+        let cut = load_bytes(&store, &whole[..length]);
+        assert!(matches!(cut, Err(LoadError::Archive(_) | LoadError::Missing { .. })), "{cut:?}");
+    }
+    assert_empty(&store);
     assert!(matches!(load_bytes(&store, b""), Err(LoadError::UnknownFormat)));
     let tar = TarBuilder::new().file("manifest.json", b"[]").finish();
     assert!(matches!(load_bytes(&store, &tar), Err(LoadError::NoImages)));
@@ -495,6 +501,64 @@ fn an_opaque_root_hides_the_layers_below() {
     let paths = store.layers(&image).unwrap();
     assert_eq!(paths.len(), 1);
     assert!(paths[0].ends_with(format!("{}.erofs", Digest::of(&layers[1]).hex())));
+}
+
+#[test]
+fn overlayfs_sees_what_an_engine_would_unpack() {
+    let layers = vec![
+        TarBuilder::new()
+            .dir("kept")
+            .file("kept/a", b"a")
+            .dir("emptied")
+            .file("emptied/old", b"")
+            .dir("replaced")
+            .file("replaced/old", b"")
+            .file("gone", b"")
+            .file("changed", b"old")
+            .finish(),
+        TarBuilder::new()
+            .dir("kept")
+            .file("kept/b", b"b")
+            .dir("emptied")
+            .file("emptied/.wh..wh..opq", b"")
+            .file("emptied/new", b"")
+            .file(".wh.replaced", b"")
+            .dir("replaced")
+            .file("replaced/new", b"")
+            .file(".wh.gone", b"")
+            .file("changed", b"new")
+            .finish(),
+        TarBuilder::new().file("kept/.wh.a", b"").file("gone", b"back").finish(),
+    ];
+    let mut layout = Layout::new();
+    let manifest = layout.image(&config(&layers), &layers);
+    layout.list(manifest, Some("stacked:1"));
+    let (_root, store) = store();
+    layout.load(&store).unwrap();
+    let paths = store.layers(&store.resolve("stacked:1").unwrap()).unwrap();
+    let Some(mounted) = paths.iter().map(|path| Mounted::new(path)).collect::<Option<Vec<_>>>()
+    else {
+        return;
+    };
+    let Some(overlay) = Mounted::overlay(&mounted) else { return };
+    let shown = picture(overlay.path());
+    let names: Vec<&str> = shown.keys().map(|path| path.to_str().unwrap()).collect();
+    assert_eq!(
+        names,
+        [
+            ".",
+            "./changed",
+            "./emptied",
+            "./emptied/new",
+            "./gone",
+            "./kept",
+            "./kept/b",
+            "./replaced",
+            "./replaced/new",
+        ]
+    );
+    assert_eq!(shown[Path::new("./changed")].content, Digest::of(b"new").to_string());
+    assert_eq!(shown[Path::new("./gone")].content, Digest::of(b"back").to_string());
 }
 
 #[test]

@@ -254,7 +254,8 @@ impl Store {
             }
             Some(digest) => {
                 let sql = "SELECT DISTINCT id FROM images JOIN names ON image = id
-                           WHERE (manifest = ?1 OR id = ?1) AND name GLOB ?2 || ':*'";
+                           WHERE (manifest = ?1 OR id = ?1)
+                           AND substr(name, 1, length(?2) + 1) = ?2 || ':'";
                 self.strings("find an image", sql, (digest.to_string(), reference.repository()))?
             }
         };

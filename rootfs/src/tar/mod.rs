@@ -10,7 +10,7 @@ mod sparse;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read, Seek};
 
 use thiserror::Error;
 
@@ -346,6 +346,21 @@ impl<'l, R: Read> Reader<'l, R> {
                 count => left -= count as u64,
             }
         }
+        self.remaining = 0;
+        self.padding = 0;
+        Ok(())
+    }
+}
+
+impl<R: Read + Seek> Reader<'_, BufReader<R>> {
+    /// Passes the current entry's data without reading it. The caller knows that the data
+    /// is there.
+    pub(crate) fn seek_past_data(&mut self) -> Result<(), TarError> {
+        let length = self.remaining + self.padding;
+        let relative =
+            i64::try_from(length).map_err(|_| TarError::Truncated { at: self.offset })?;
+        self.inner.seek_relative(relative)?;
+        self.offset += length;
         self.remaining = 0;
         self.padding = 0;
         Ok(())
