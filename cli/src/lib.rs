@@ -31,8 +31,9 @@ pub fn main() -> ExitCode {
         Err(answered) => return answered,
     };
     let Some(command) = cli.command else {
-        println!("Caisson version {}", env!("CARGO_PKG_VERSION"));
-        return ExitCode::SUCCESS;
+        let version = format!("Caisson version {}", env!("CARGO_PKG_VERSION"));
+        let printed = commands::print_line(&version).map(|()| ExitCode::SUCCESS);
+        return printed.unwrap_or_else(failure::Failure::report);
     };
     log_to_stderr(&cli.globals);
     let globals = match cli.globals.resolved() {
@@ -49,5 +50,6 @@ fn log_to_stderr(globals: &Globals) {
         .with_writer(std::io::stderr)
         .with_target(false)
         .without_time()
+        .log_internal_errors(false)
         .init();
 }

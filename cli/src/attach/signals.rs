@@ -1,6 +1,7 @@
 //! Signals to this process, answered by what the container's phase asks for.
 
 use std::{
+    io::Write,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::Sender},
     thread,
 };
@@ -137,7 +138,10 @@ impl SignalHandling {
             }
             (Action::Interrupt, Some(client)) => client.shutdown(true),
             (Action::Kill, Some(client)) => {
-                eprintln!("caisson: interrupted {PATIENCE} times, killing the process");
+                let notice =
+                    format!("caisson: interrupted {PATIENCE} times, killing the process\n");
+                // Where standard error is closed nobody listens.
+                let _ = std::io::stderr().write_all(notice.as_bytes());
                 client.kill(exec, libc::SIGKILL as u32, exec.is_none())
             }
             (Action::PassOn(signal), Some(client)) => client.kill(exec, signal as u32, false),

@@ -111,6 +111,10 @@ pub enum Command {
     Monitor(container::MonitorArgs),
 }
 
+#[derive(Debug, thiserror::Error)]
+#[error("permission denied: VMs and their state belong to root; run it with sudo")]
+struct NotRoot;
+
 /// Carries the command out, here or in the machine.
 pub fn dispatch(globals: &Globals, command: Command) -> CommandResult {
     if command.touches_state() {
@@ -122,6 +126,9 @@ pub fn dispatch(globals: &Globals, command: Command) -> CommandResult {
                 false => machine::carry_without_input(globals),
             };
             return carried.map_err(|error| command.failed(Failure::from_anyhow(error)));
+        }
+        if !nix::unistd::Uid::effective().is_root() {
+            return Err(command.failed(NotRoot.into()));
         }
     }
     here(globals, command)
@@ -216,7 +223,7 @@ fn for_each(
 }
 
 /// Writes a line on standard output; a closed pipe ends the command quietly.
-fn print_line(line: &str) -> Result<(), Failure> {
+pub(crate) fn print_line(line: &str) -> Result<(), Failure> {
     use std::io::Write;
     Ok(writeln!(std::io::stdout(), "{line}")?)
 }

@@ -88,9 +88,9 @@ impl Engine {
         }
         let config =
             container.config.clone().ok_or_else(|| EngineError::Damaged { name: name() })?;
-        self.records.set_state(&container.id, State::Starting)?;
         // Who watched the last run lets go without needing the lock held here.
-        let watch = self.records.watch(&container)?;
+        let watch = self.records.watch_next_run(&container)?;
+        self.records.set_state(&container.id, State::Starting)?;
         let launched = self.launch(&container, &config, plan, console, startup);
         let launched = launched.and_then(|(client, pid)| {
             self.records.set_running(&container.id, pid)?;

@@ -15,6 +15,11 @@
 
 pub mod lock;
 
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
 use caisson_rootfs::StoreError;
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior};
 
@@ -45,6 +50,10 @@ const MIGRATIONS: [&str; 1] = ["
 /// Generated names that are taken before giving up.
 const MAX_NAME_ATTEMPTS: u32 = 200;
 
+/// The kernel has no timeout for locks of open file descriptions.
+const LOCK_INTERVAL: Duration = Duration::from_millis(20);
+const LAST_WATCHER_LEAVES_WITHIN: Duration = Duration::from_secs(10);
+
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     #[error(transparent)]
@@ -64,6 +73,11 @@ pub enum RecordError {
     NotFound(String),
     #[error("multiple IDs found with provided prefix: {0}")]
     Ambiguous(String),
+    #[error(
+        "the output of the last run of container {name} is still being read by another command; end that \
+         command first"
+    )]
+    StillWatched { name: String },
     #[error("get random bytes for a name")]
     Random(#[source] std::io::Error),
 }
@@ -237,6 +251,19 @@ impl Records {
     /// Waits until nobody else watches the container.
     pub fn watch(&self, container: &Container) -> Result<ContainerLock, RecordError> {
         Ok(self.locks.lock(container.number, Purpose::Watch)?)
+    }
+
+    /// As [`Records::watch`], for one whose last run is over: whoever watched that lets go
+    /// as soon as its output is read.
+    pub fn watch_next_run(&self, container: &Container) -> Result<ContainerLock, RecordError> {
+        let until = Instant::now() + LAST_WATCHER_LEAVES_WITHIN;
+        loop {
+            match self.locks.try_lock(container.number, Purpose::Watch)? {
+                Some(lock) => return Ok(lock),
+                None if Instant::now() < until => thread::sleep(LOCK_INTERVAL),
+                None => return Err(RecordError::StillWatched { name: container.name.clone() }),
+            }
+        }
     }
 
     /// Either lock, unless another process holds it.
