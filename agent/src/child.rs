@@ -187,7 +187,7 @@ fn execute(
     sys::close_all_on_exec().at(|| "mark descriptors close-on-exec")?;
     umask(Mode::from_bits_truncate(identity.umask & 0o777));
     let (args, env) = strings(process, identity)?;
-    credentials::set_rlimits(&process.rlimits)?;
+    credentials::set_all_rlimits(&process.rlimits)?;
     let entered = enter_as_root(&process.cwd)?;
     let mut program = None;
     credentials::become_user(process, identity, || {

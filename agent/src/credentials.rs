@@ -22,8 +22,39 @@ use crate::{
     user::Identity,
 };
 
-/// Sets the resource limits.
-pub fn set_rlimits(limits: &[Rlimit]) -> Result<(), OsError> {
+/// Open files of a process whose plan says nothing, soft and at most: what systemd gives
+/// a service. A larger soft limit slows programs that close every possible descriptor.
+const OPEN_FILES: (u64, u64) = (1024, 524_288);
+/// Open files of the agent itself, which holds some for every process.
+const AGENT_OPEN_FILES: u64 = 65_536;
+
+/// Raises the kernel's limits for PID 1, which every process inherits, to what users of
+/// containers expect: cgroups limit processes, and files are limited as in [`OPEN_FILES`].
+pub fn raise_limits() -> Result<(), OsError> {
+    let infinity = libc::RLIM_INFINITY;
+    set_rlimits(&[
+        Rlimit { resource: libc::RLIMIT_NPROC, soft: infinity, hard: infinity },
+        Rlimit { resource: libc::RLIMIT_NOFILE, soft: AGENT_OPEN_FILES, hard: OPEN_FILES.1 },
+    ])
+}
+
+/// Sets the limits of a new process: the usual ones, then the plan's.
+pub fn set_all_rlimits(limits: &[Rlimit]) -> Result<(), OsError> {
+    // SAFETY: plain data, valid when zero.
+    let mut files: libc::rlimit = unsafe { std::mem::zeroed() };
+    // SAFETY: the value is a whole `rlimit` that outlives the call.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut files) })
+        .at(|| "read rlimit NOFILE")?;
+    let hard = files.rlim_max.min(OPEN_FILES.1);
+    let usual = Rlimit { resource: libc::RLIMIT_NOFILE, soft: OPEN_FILES.0.min(hard), hard };
+    // One call each: a hard limit that went down could not come up again.
+    if !limits.iter().any(|limit| limit.resource == usual.resource) {
+        set_rlimits(&[usual])?;
+    }
+    set_rlimits(limits)
+}
+
+fn set_rlimits(limits: &[Rlimit]) -> Result<(), OsError> {
     for limit in limits {
         let value = libc::rlimit { rlim_cur: limit.soft, rlim_max: limit.hard };
         // SAFETY: the value is a whole `rlimit` that outlives the call.

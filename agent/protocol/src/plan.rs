@@ -62,9 +62,9 @@ pub struct Extent {
 pub struct ProcessPlan {
     /// At least one.
     pub args: Vec<String>,
-    /// `NAME=value` each.
+    /// `NAME=value` each; what has no `=` is left out.
     pub env: Vec<String>,
-    /// Absolute; made if it does not exist.
+    /// Absolute; made if it does not exist, by a container's first process.
     pub cwd: String,
     pub user: UserPlan,
     /// A pty as the three standard streams; its bytes go over the stdin and stdout ports.

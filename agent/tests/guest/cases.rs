@@ -192,6 +192,16 @@ fn the_disk_is_grown_and_kept(world: &World) -> Verdict {
     shim.launch(&mut first);
     let second = on_disk(&world.images, container(&world.images, "b", shell("true")));
     assert_eq!(shim.create(&second).unwrap_err().kind, ErrorKind::InvalidArgument);
+    shim.signal("a", 9).unwrap();
+    shim.wait("a", None);
+    shim.delete("a").unwrap();
+    // A full one is told from other errors.
+    let fill = "for s in 100000000 10000000 1000000 100000 10000 4096 1; do n=0; \
+        while fallocate -l $s /fill-$s-$n; do n=$((n+1)); done; done 2>/dev/null; true";
+    run(&mut shim, fill);
+    let mut full = on_disk(&world.images, container(&world.images, "c", shell("true")));
+    full.process.cwd = "/needs/a/block".into();
+    assert_eq!(shim.create(&full).unwrap_err().kind, ErrorKind::NoSpace);
     Done
 }
 
@@ -288,6 +298,8 @@ fn users_are_looked_up(world: &World) -> Verdict {
 
 fn privileges_are_what_the_plan_says(world: &World) -> Verdict {
     let (mut shim, _agent) = world.begin();
+    let limits = say(&mut shim, world, "ulimit -n; ulimit -Hn").replace('\n', " ");
+    assert!(limits.starts_with("1024 "), "{limits}");
     let status = say(&mut shim, world, "cat /proc/self/status");
     for line in [
         "CapInh:\t0000000000000000",
