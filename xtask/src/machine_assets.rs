@@ -21,14 +21,14 @@ use sha2::{Digest, Sha256};
 use crate::{cpio, process, workspace};
 
 /// Increased when the output changes for the same inputs.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The package that depends on Debian's present kernel. The cloud flavour has no 9p.
 const META_PACKAGE: &str = "linux-image-amd64";
 
 /// Loaded by the machine's init before it mounts anything, in this order, each after what
 /// it depends on.
-const BOOT_MODULES: [&str; 12] = [
+const BOOT_MODULES: [&str; 11] = [
     "virtio_pci",
     "virtio_console",
     "virtio_blk",
@@ -39,7 +39,6 @@ const BOOT_MODULES: [&str; 12] = [
     "crc32c_generic",
     "crc32c_intel",
     "ext4",
-    "loop",
     "kvm_amd",
 ];
 

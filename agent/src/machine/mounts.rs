@@ -22,7 +22,10 @@ use caisson_agent_protocol::machine::BootArguments;
 use nix::{
     fcntl::{OFlag, open},
     mount::{MsFlags, mount},
-    sys::{stat::Mode, utsname::uname},
+    sys::{
+        stat::{Mode, SFlag, makedev, mknod},
+        utsname::uname,
+    },
     unistd::{chdir, chroot},
 };
 
@@ -44,12 +47,14 @@ const ENGINE_DIRECTORIES: [&str; 3] =
 pub(super) enum MountError {
     #[error("mount {what} at {target}")]
     Mount { what: &'static str, target: PathBuf, source: nix::Error },
-    #[error("make the directory {path}")]
-    Directory { path: PathBuf, source: io::Error },
+    #[error("make {path}")]
+    Make { path: PathBuf, source: io::Error },
     #[error("enter the new root")]
     Enter(#[source] nix::Error),
     #[error("make the link {path}")]
     Link { path: PathBuf, source: io::Error },
+    #[error("read {path}")]
+    Read { path: PathBuf, source: io::Error },
     #[error("write {path}")]
     Write { path: PathBuf, source: io::Error },
 }
@@ -170,7 +175,39 @@ fn modules(root: &Path, modules: &Path) -> Result<(), MountError> {
     let source = beneath(root, modules).join(&release);
     let target = root.join("lib/modules").join(&release);
     directory(&target)?;
-    bind(&source, &target, "the kernel's modules")
+    bind(&source, &target, "the kernel's modules")?;
+    device_nodes(root, &target.join("modules.devname"))
+}
+
+/// Makes the device nodes at whose first opening the kernel loads their module:
+/// `/dev/loop-control`, `/dev/net/tun`, `/dev/fuse` and the like.
+fn device_nodes(root: &Path, list: &Path) -> Result<(), MountError> {
+    let text = fs::read_to_string(list)
+        .map_err(|source| MountError::Read { path: list.into(), source })?;
+    for (name, kind, device) in text.lines().filter_map(device_node) {
+        let path = root.join("dev").join(name);
+        if let Some(parent) = path.parent() {
+            directory(parent)?;
+        }
+        let mode = Mode::from_bits_truncate(0o600);
+        match mknod(&path, kind, mode, device) {
+            Ok(()) | Err(nix::Error::EEXIST) => {}
+            Err(error) => return Err(MountError::Make { path, source: error.into() }),
+        }
+    }
+    Ok(())
+}
+
+/// A line of `modules.devname`: module, node, and `c` or `b` with major and minor number.
+fn device_node(line: &str) -> Option<(&str, SFlag, libc::dev_t)> {
+    let mut words = line.split_whitespace();
+    let (_module, name, device) = (words.next()?, words.next()?, words.next()?);
+    if line.starts_with('#') || name.split('/').any(|part| part == "..") {
+        return None;
+    }
+    let kind = if device.starts_with('b') { SFlag::S_IFBLK } else { SFlag::S_IFCHR };
+    let (major, minor) = device.get(1..)?.split_once(':')?;
+    Some((name, kind, makedev(major.parse().ok()?, minor.parse().ok()?)))
 }
 
 fn beneath(root: &Path, path: &Path) -> PathBuf {
@@ -178,8 +215,7 @@ fn beneath(root: &Path, path: &Path) -> PathBuf {
 }
 
 fn directory(path: &Path) -> Result<(), MountError> {
-    fs::create_dir_all(path)
-        .map_err(|source| MountError::Directory { path: path.to_path_buf(), source })
+    fs::create_dir_all(path).map_err(|source| MountError::Make { path: path.to_path_buf(), source })
 }
 
 fn nine_p(
@@ -223,4 +259,20 @@ fn mount_any(
         target: target.into(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_devname_is_a_node() {
+        let character = device_node("fuse fuse c10:229");
+        assert_eq!(character, Some(("fuse", SFlag::S_IFCHR, makedev(10, 229))));
+        let block = device_node("loop loop0 b7:0");
+        assert_eq!(block, Some(("loop0", SFlag::S_IFBLK, makedev(7, 0))));
+        for line in ["# Device nodes to trigger on-demand loading", "", "x ../y c1:2", "x y c1"] {
+            assert_eq!(device_node(line), None, "{line}");
+        }
+    }
 }

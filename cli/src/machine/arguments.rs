@@ -29,10 +29,10 @@ pub enum MachineCommand {
 
 #[derive(Args, Clone, Debug)]
 pub struct StartArgs {
-    /// Number of emulated CPUs
-    #[arg(long, value_name = "N", default_value_t = 2,
+    /// Number of emulated CPUs; the default is 2, or 1 with --icount
+    #[arg(long, value_name = "N", conflicts_with = "icount",
           value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub cpus: u32,
+    pub cpus: Option<u32>,
 
     /// Memory; the default is 4g, or half of this host's if that is less
     #[arg(short, long, value_name = "BYTES", value_parser = parse_size)]
@@ -42,7 +42,7 @@ pub struct StartArgs {
     #[arg(long, value_name = "BYTES", default_value = "64g", value_parser = parse_size)]
     pub disk_size: u64,
 
-    /// Count instructions: one virtual nanosecond each, on one thread, for repeatable
+    /// Count instructions: one virtual nanosecond each, on one CPU, for repeatable
     /// measurements
     #[arg(long)]
     pub icount: bool,
@@ -55,7 +55,7 @@ pub struct StartArgs {
 impl Default for StartArgs {
     /// What the first use of the machine starts it with.
     fn default() -> Self {
-        Self { cpus: 2, memory: None, disk_size: 64 << 30, icount: false, foreground: false }
+        Self { cpus: None, memory: None, disk_size: 64 << 30, icount: false, foreground: false }
     }
 }
 

@@ -140,7 +140,8 @@ fn start(
 ) -> Result<(), StartError> {
     let mut record = Record {
         root: globals.root.clone(),
-        cpus: options.cpus,
+        // Counting, time stands still on one CPU while the other one waits for it.
+        cpus: options.cpus.unwrap_or(if options.icount { 1 } else { 2 }),
         memory_bytes: memory(options.memory)?,
         icount: options.icount,
         started: since_epoch(),
