@@ -57,7 +57,9 @@ pub struct Report {
     /// `first_run`, and the guest's stamps `agent_started`, `agent_ready`,
     /// `process_exec` as far as reached.
     pub stages_usec: BTreeMap<String, u64>,
-    /// VM exits by reason (`io_out`, `mmio_write`, `hlt`, …).
+    /// VM exits by reason: those that the vmm handled (`io_out`, `mmio_write`, …), and,
+    /// with `kvm_` before their names, what KVM counts of its own (`kvm_exits` is all of
+    /// them).
     pub exits: BTreeMap<String, u64>,
     /// CPU time of the process, in microseconds.
     pub cpu_usec: u64,

@@ -18,6 +18,7 @@ pub mod devices;
 pub mod exits;
 pub mod io_thread;
 pub mod jail;
+pub mod kvm_stats;
 pub mod lifecycle;
 pub mod log;
 pub mod memory;

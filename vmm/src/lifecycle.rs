@@ -10,29 +10,26 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, RawFd},
     sync::{
         Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::control::EndReason;
 
-const KICK_AGAIN: Duration = Duration::from_millis(20);
-
 pub struct Lifecycle {
     state: Mutex<State>,
-    /// Waited on by parked vCPUs, and by who pauses them.
-    changed: Condvar,
+    /// Waited on by parked vCPUs.
+    freed: Condvar,
     /// Set while the vCPUs have a reason not to enter the guest, so that entering it costs
     /// one load and no lock.
     attention: AtomicBool,
-    /// Readable once the VM has ended, for the control thread's poll.
-    ended: EventFd,
+    /// Readable after the VM has ended, or its last vCPU has parked; for the control
+    /// thread's poll.
+    changes: EventFd,
     vcpus: u8,
 }
 
@@ -48,9 +45,9 @@ impl Lifecycle {
     pub fn new(vcpus: u8) -> io::Result<Self> {
         Ok(Self {
             state: Mutex::new(State { paused: true, parked: 0, ended: None }),
-            changed: Condvar::new(),
+            freed: Condvar::new(),
             attention: AtomicBool::new(true),
-            ended: EventFd::new(EFD_NONBLOCK)?,
+            changes: EventFd::new(EFD_NONBLOCK)?,
             vcpus,
         })
     }
@@ -63,32 +60,26 @@ impl Lifecycle {
         }
         let mut state = self.lock();
         state.parked += 1;
-        self.changed.notify_all();
+        if state.is_paused(self.vcpus) {
+            self.tell();
+        }
         while state.paused && state.ended.is_none() {
-            state = self.wait(state);
+            state = self.freed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.parked -= 1;
         state.ended.is_none()
     }
 
-    /// Pauses the VM: `kick` makes every vCPU leave the guest, or a system call that it
-    /// is blocked in. Returns when none is in the guest.
-    pub fn pause(&self, kick: impl Fn()) {
+    /// No vCPU enters the guest any more. Those that are in it must be made to leave; when
+    /// the last has, [`Self::is_paused`] is true and [`Self::changes`] readable.
+    pub fn pause(&self) {
         self.lock().paused = true;
         self.attention.store(true, Ordering::Release);
-        loop {
-            kick();
-            let state = self.lock();
-            let running = |state: &mut State| state.parked < self.vcpus && state.ended.is_none();
-            // A kick just before a system call blocks does not interrupt it: kick again.
-            let (_state, timeout) = self
-                .changed
-                .wait_timeout_while(state, KICK_AGAIN, running)
-                .unwrap_or_else(PoisonError::into_inner);
-            if !timeout.timed_out() {
-                return;
-            }
-        }
+    }
+
+    /// Whether the VM is paused and no vCPU is in the guest.
+    pub fn is_paused(&self) -> bool {
+        self.lock().is_paused(self.vcpus)
     }
 
     pub fn resume(&self) {
@@ -96,7 +87,7 @@ impl Lifecycle {
         state.paused = false;
         self.attention.store(state.ended.is_some(), Ordering::Release);
         drop(state);
-        self.changed.notify_all();
+        self.freed.notify_all();
     }
 
     /// Ends the VM; the first reason counts.
@@ -105,9 +96,8 @@ impl Lifecycle {
         state.ended.get_or_insert(reason);
         self.attention.store(true, Ordering::Release);
         drop(state);
-        self.changed.notify_all();
-        // A full counter is as readable as a small one.
-        let _ = self.ended.write(1);
+        self.freed.notify_all();
+        self.tell();
     }
 
     /// Why the VM has ended, if it has.
@@ -115,19 +105,24 @@ impl Lifecycle {
         self.lock().ended.clone()
     }
 
+    /// Readable after a change that the control thread wants to know.
+    pub fn changes(&self) -> &EventFd {
+        &self.changes
+    }
+
+    fn tell(&self) {
+        // A full counter is as readable as a small one.
+        let _ = self.changes.write(1);
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// Readable once the VM has ended.
-impl AsRawFd for Lifecycle {
-    fn as_raw_fd(&self) -> RawFd {
-        self.ended.as_raw_fd()
+impl State {
+    fn is_paused(&self, vcpus: u8) -> bool {
+        self.paused && self.parked == vcpus
     }
 }
 
@@ -137,30 +132,51 @@ mod tests {
 
     use super::*;
 
+    fn vcpu(lifecycle: &Arc<Lifecycle>) -> thread::JoinHandle<bool> {
+        let lifecycle = lifecycle.clone();
+        thread::spawn(move || lifecycle.may_run())
+    }
+
+    /// Waits, without a limit, until all vCPUs have parked.
+    fn wait_until_paused(lifecycle: &Lifecycle) {
+        while !lifecycle.is_paused() {
+            thread::yield_now();
+        }
+    }
+
     #[test]
     fn a_vcpu_waits_until_the_vm_is_resumed() {
         let lifecycle = Arc::new(Lifecycle::new(1).unwrap());
-        let vcpu = thread::spawn({
-            let lifecycle = lifecycle.clone();
-            move || lifecycle.may_run()
-        });
-        lifecycle.pause(|| ());
+        let vcpu = vcpu(&lifecycle);
+        wait_until_paused(&lifecycle);
+        assert_eq!(lifecycle.changes().read().unwrap(), 1, "the control thread is told");
         lifecycle.resume();
         assert!(vcpu.join().unwrap());
         assert!(lifecycle.may_run(), "running: no wait");
     }
 
     #[test]
+    fn a_vm_is_paused_when_its_last_vcpu_is() {
+        let lifecycle = Arc::new(Lifecycle::new(2).unwrap());
+        lifecycle.resume();
+        assert!(!lifecycle.is_paused());
+        lifecycle.pause();
+        let first = vcpu(&lifecycle);
+        assert!(!lifecycle.is_paused());
+        let second = vcpu(&lifecycle);
+        wait_until_paused(&lifecycle);
+        lifecycle.resume();
+        assert!(first.join().unwrap() && second.join().unwrap());
+    }
+
+    #[test]
     fn the_end_frees_who_waits_and_keeps_its_first_reason() {
         let lifecycle = Arc::new(Lifecycle::new(2).unwrap());
-        let vcpu = thread::spawn({
-            let lifecycle = lifecycle.clone();
-            move || lifecycle.may_run()
-        });
+        let vcpu = vcpu(&lifecycle);
         lifecycle.end(EndReason::Reset);
         lifecycle.end(EndReason::Stopped);
         assert!(!vcpu.join().unwrap());
-        lifecycle.pause(|| ());
+        lifecycle.pause();
         lifecycle.resume();
         assert!(!lifecycle.may_run());
         assert_eq!(lifecycle.ended(), Some(EndReason::Reset));

@@ -1,10 +1,17 @@
-//! Lines on stderr. What a guest can trigger goes through a [`GuestLog`], which keeps
+//! Lines on standard error. What a guest can trigger goes through a [`GuestLog`], which keeps
 //! the lines few however often it is triggered.
 
 use std::{
     fmt,
+    io::{self, Write},
     sync::atomic::{AtomicU64, Ordering},
 };
+
+/// Writes a line. One that cannot be written is lost: nobody reads standard error, which
+/// must not end a VM.
+pub fn line(line: fmt::Arguments) {
+    let _ = writeln!(io::stderr(), "caisson-vmm: {line}");
+}
 
 /// Writes the 1st, 10th, 100th, … line it is given: at most twenty in the life of a VM,
 /// without a clock, and the count of the rest is not lost.
@@ -24,7 +31,7 @@ impl GuestLog {
     pub fn write(&self, line: fmt::Arguments) {
         let number = self.count.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         if is_power_of_ten(number) {
-            eprintln!("caisson-vmm: {}, number {number}: {line}", self.subject);
+            self::line(format_args!("{}, number {number}: {line}", self.subject));
         }
     }
 

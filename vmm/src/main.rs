@@ -9,6 +9,7 @@ use std::{
 
 use caisson_vmm::{
     boot_timer::{BootTimer, Stage},
+    log,
     run::{self, EXIT_CONFIG},
     spec::Files,
 };
@@ -29,6 +30,7 @@ the command line is invalid; killed by SIGSYS: a forbidden system call.";
 fn main() -> ExitCode {
     let timer = BootTimer::default();
     timer.stamp(Stage::Main);
+    share_one_heap();
     match parse(env::args_os().skip(1)) {
         Ok(Command::Run { config_fd }) => {
             // SAFETY: nothing has opened a file yet, so nothing owns an inherited one.
@@ -40,11 +42,18 @@ fn main() -> ExitCode {
         Ok(Command::Version) => print(concat!("caisson-vmm ", env!("CARGO_PKG_VERSION"))),
         Ok(Command::Help) => print(HELP),
         Err(message) => {
-            eprintln!("caisson-vmm: {message}; see caisson-vmm --help");
+            log::line(format_args!("{message}; see caisson-vmm --help"));
             return ExitCode::from(EXIT_CONFIG);
         }
     }
     ExitCode::SUCCESS
+}
+
+/// The threads allocate little and seldom: a heap for each would only cost memory.
+fn share_one_heap() {
+    // SAFETY: sets a number in the allocator, before there are other threads. A refusal
+    // changes nothing.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
 /// A reader that has seen enough is no error.

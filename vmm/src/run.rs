@@ -14,6 +14,7 @@ use crate::{
     control::{ControlEvent, EndReason, Report},
     error_chain,
     jail::{self, JailError},
+    log,
     monitor::{self, Channel},
     spec::{FdError, Files, JailSpec, SpecError, VmSpec},
     vm::{StartError, Vm},
@@ -72,7 +73,7 @@ pub fn run(config_fd: RawFd, mut files: Files, timer: BootTimer) -> u8 {
     };
     match monitor::supervise(&vm, channel.as_mut()) {
         EndReason::Failed { message } => {
-            eprintln!("caisson-vmm: {message}");
+            log::line(format_args!("{message}"));
             EXIT_FAILED
         }
         _ => EXIT_ENDED,
@@ -135,7 +136,7 @@ fn fail(
     code: u8,
 ) -> u8 {
     let message = error_chain(error);
-    eprintln!("caisson-vmm: {message}");
+    log::line(format_args!("{message}"));
     if let Some(channel) = channel {
         let report = Report {
             stages_usec: timer.stages_usec(),

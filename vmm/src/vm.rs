@@ -1,13 +1,12 @@
 //! A VM whose threads are there: it can be run, paused, asked and ended.
 
 use std::{
-    os::fd::{AsRawFd, RawFd},
     sync::{Arc, Mutex},
     thread::JoinHandle,
 };
 
 use kvm_ioctls::VmFd;
-use vmm_sys_util::signal::Killable;
+use vmm_sys_util::{eventfd::EventFd, signal::Killable};
 
 use crate::{
     boot_timer::{BootTimer, process_cpu_usec},
@@ -15,6 +14,7 @@ use crate::{
     devices::serial::SerialPort,
     exits::{self, ExitCounts},
     io_thread::IoLoop,
+    kvm_stats::VcpuStats,
     lifecycle::Lifecycle,
     seccomp::{self, SeccompError, ThreadKind},
     threads::{ThreadError, spawn_confined},
@@ -49,6 +49,7 @@ pub struct Vm {
     lifecycle: Arc<Lifecycle>,
     timer: Arc<BootTimer>,
     exits: Vec<Arc<ExitCounts>>,
+    kvm_stats: Vec<VcpuStats>,
     vcpus: Vec<JoinHandle<()>>,
     console: Arc<Mutex<SerialPort>>,
 }
@@ -72,22 +73,29 @@ impl Vm {
                 lifecycle.end(EndReason::Failed { message });
             })?;
         }
+        let kvm_stats = vcpus.iter().filter_map(|vcpu| VcpuStats::open(&vcpu.fd)).collect();
         let exits = vcpus.iter().map(|vcpu| vcpu.exits.clone()).collect();
         let vcpus = vcpus
             .into_iter()
             .map(|vcpu| spawn_confined(&format!("vcpu{}", vcpu.number), &cpu, || vcpu.run()))
             .collect::<Result<_, _>>()?;
         seccomp::install(&control)?;
-        Ok(Self { _kvm: kvm, lifecycle, timer, exits, vcpus, console })
+        Ok(Self { _kvm: kvm, lifecycle, timer, exits, kvm_stats, vcpus, console })
     }
 
     pub fn resume(&self) {
         self.lifecycle.resume();
     }
 
-    /// Returns when no vCPU is in the guest.
+    /// Begins a pause: vCPUs leave the guest, and a system call that they are blocked in.
     pub fn pause(&self) {
-        self.lifecycle.pause(|| self.kick());
+        self.lifecycle.pause();
+        self.kick();
+    }
+
+    /// Whether a pause has begun and no vCPU is in the guest any more.
+    pub fn is_paused(&self) -> bool {
+        self.lifecycle.is_paused()
     }
 
     /// Ends the VM; a vCPU that is in the guest leaves it.
@@ -100,17 +108,18 @@ impl Vm {
         self.lifecycle.ended()
     }
 
-    /// Becomes readable when the VM has ended.
-    pub fn end_fd(&self) -> RawFd {
-        self.lifecycle.as_raw_fd()
+    /// Readable after the VM was paused or has ended.
+    pub fn changes(&self) -> &EventFd {
+        self.lifecycle.changes()
     }
 
     pub fn report(&self) -> Report {
-        Report {
-            stages_usec: self.timer.stages_usec(),
-            exits: exits::sum(self.exits.iter().map(AsRef::as_ref)),
-            cpu_usec: process_cpu_usec(),
+        let mut exits = exits::sum(self.exits.iter().map(AsRef::as_ref));
+        for stats in &self.kvm_stats {
+            // A report without what KVM counts is still one.
+            let _ = stats.add_to(&mut exits);
         }
+        Report { stages_usec: self.timer.stages_usec(), exits, cpu_usec: process_cpu_usec() }
     }
 
     /// Writes what the console holds of an unfinished line, unless a vCPU is stuck in
@@ -121,7 +130,8 @@ impl Vm {
         }
     }
 
-    fn kick(&self) {
+    /// Interrupts every vCPU's thread.
+    pub fn kick(&self) {
         for vcpu in &self.vcpus {
             // A thread that has ended is not in the guest.
             let _ = vcpu.kill(vcpu::kick_signal());

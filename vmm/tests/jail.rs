@@ -86,6 +86,7 @@ fn the_files_are_those_that_the_guest_needs() {
         ("/dev/null", 2),
         ("anon_inode:kvm-vm", 1),
         ("anon_inode:kvm-vcpu:0", 1),
+        ("anon_inode:kvm-vcpu-stats:0", 1),
         // The end of the VM; the serial port's interrupt; the disk's interrupt and queue;
         // the wake-up of its loop.
         ("anon_inode:[eventfd]", 5),
