@@ -94,9 +94,16 @@ impl LogLevel {
 
 impl Globals {
     /// With absolute paths, so that they mean the same to every process that is told them.
+    /// They become part of URIs and of JSON, so they must be able to.
     pub fn resolved(mut self) -> std::io::Result<Self> {
-        self.root = std::path::absolute(&self.root)?;
-        self.state = std::path::absolute(&self.state)?;
+        for path in [&mut self.root, &mut self.state] {
+            *path = std::path::absolute(&*path)?;
+            if path.to_str().is_none_or(|text| text.contains(['?', '\n'])) {
+                let words =
+                    format!("the directory {} is not UTF-8, or holds a `?`", path.display());
+                return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, words));
+            }
+        }
         Ok(self)
     }
 
@@ -181,6 +188,7 @@ mod tests {
     fn relative_directories_become_absolute() {
         let globals = parse(&["--root", "r"]).resolved().expect("a working directory");
         assert!(globals.root.is_absolute() && globals.root.ends_with("r"));
+        assert!(parse(&["--state", "/a?b"]).resolved().is_err());
     }
 
     #[test]

@@ -109,7 +109,7 @@ impl Session {
         client: &ShimClient,
         wait: impl FnOnce() -> T + Send + 'static,
     ) -> Result<thread::JoinHandle<T>, AttachError> {
-        self.signals.running(client);
+        self.signals.running(client, self.attachment.signals.exec.as_deref());
         if self.attachment.terminal
             && let Some((columns, rows)) = super::tty::size()
         {
@@ -170,6 +170,7 @@ impl Startup for Session {
     }
 
     fn created(&mut self) -> Result<(), EngineError> {
+        self.signals.starting();
         Ok(self.copy_output()?)
     }
 }

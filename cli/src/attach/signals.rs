@@ -33,6 +33,8 @@ enum Phase {
     Preparing,
     /// A shim boots the VM.
     Booting(ShimClient),
+    /// The process is being executed, and may run already: signals are kept for it.
+    Starting(ShimClient),
     Running(ShimClient),
     /// Ended, or no longer ours.
     Over,
@@ -43,6 +45,7 @@ struct Inner {
     /// The signal that broke off the start.
     interrupted: Option<i32>,
     interrupts: u32,
+    kept: Vec<i32>,
 }
 
 /// How signals are passed on.
@@ -69,6 +72,7 @@ enum Action {
     Nothing,
     /// Break off the start.
     Interrupt,
+    Keep,
     PassOn(i32),
     Kill,
     /// End this process, leaving the container.
@@ -80,7 +84,8 @@ impl SignalHandling {
     /// Starts catching.
     pub fn start(policy: Policy, events: Sender<Event>) -> Result<Self, AttachError> {
         let mut signals = Signals::new(CAUGHT).map_err(AttachError::Signals)?;
-        let inner = Inner { phase: Phase::Preparing, interrupted: None, interrupts: 0 };
+        let inner =
+            Inner { phase: Phase::Preparing, interrupted: None, interrupts: 0, kept: Vec::new() };
         let handling = Self { inner: Arc::new(Mutex::new(inner)) };
         let own = handling.clone();
         let serve = move || {
@@ -102,8 +107,23 @@ impl SignalHandling {
         inner.interrupted.is_none()
     }
 
-    pub fn running(&self, client: &ShimClient) {
-        self.lock().phase = Phase::Running(client.clone());
+    /// The process is about to be executed.
+    pub fn starting(&self) {
+        let mut inner = self.lock();
+        if let Phase::Booting(client) = &inner.phase {
+            inner.phase = Phase::Starting(client.clone());
+        }
+    }
+
+    /// The process runs: it gets the signals that were kept for it.
+    pub fn running(&self, client: &ShimClient, exec: Option<&str>) {
+        let mut inner = self.lock();
+        inner.phase = Phase::Running(client.clone());
+        for signal in std::mem::take(&mut inner.kept) {
+            if let Err(error) = client.kill(exec, signal as u32, false) {
+                tracing::debug!(%error, "signal {signal}");
+            }
+        }
     }
 
     pub fn over(&self) {
@@ -119,7 +139,9 @@ impl SignalHandling {
         let mut inner = self.lock();
         let action = decide(&mut inner, signal, policy);
         let client = match &inner.phase {
-            Phase::Booting(client) | Phase::Running(client) => Some(client.clone()),
+            Phase::Booting(client) | Phase::Starting(client) | Phase::Running(client) => {
+                Some(client.clone())
+            }
             Phase::Preparing | Phase::Over => None,
         };
         // A call may take long, and the next signal must find the phase.
@@ -170,6 +192,20 @@ fn decide(inner: &mut Inner, signal: i32, policy: &Policy) -> Action {
             Action::Interrupt
         }
         Phase::Preparing | Phase::Booting(_) => Action::Nothing,
+        Phase::Starting(_) if signal == libc::SIGWINCH => Action::Nothing,
+        Phase::Starting(_) => {
+            let is_for_it = policy.proxy && !policy.terminal;
+            if !is_end && !is_for_it {
+                return Action::Nothing;
+            }
+            inner.interrupts += u32::from(is_end);
+            if !is_for_it || inner.interrupts >= PATIENCE {
+                inner.interrupted.get_or_insert(signal);
+                return Action::Interrupt;
+            }
+            inner.kept.push(signal);
+            Action::Keep
+        }
         Phase::Running(_) if signal == libc::SIGWINCH => match policy.terminal {
             true => Action::Resize,
             false => Action::Nothing,
@@ -187,5 +223,71 @@ fn decide(inner: &mut Inner, signal: i32, policy: &Policy) -> Action {
                 false => Action::PassOn(signal),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    const PROXY: Policy = Policy { proxy: true, terminal: false, exec: None };
+    const NO_PROXY: Policy = Policy { proxy: false, terminal: false, exec: None };
+    const TERMINAL: Policy = Policy { proxy: true, terminal: true, exec: None };
+
+    /// A client of a socket that nobody serves: nothing is called here.
+    fn client() -> (tempfile::TempDir, ShimClient) {
+        let root = tempfile::tempdir().unwrap();
+        let socket = root.path().join("s");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        let client = ShimClient::connect(&socket, "id", root.path()).unwrap();
+        (root, client)
+    }
+
+    fn inner(phase: Phase) -> Inner {
+        Inner { phase, interrupted: None, interrupts: 0, kept: Vec::new() }
+    }
+
+    #[test]
+    fn a_boot_is_broken_off_by_what_ends_programs() {
+        let (_root, client) = client();
+        for policy in [&PROXY, &NO_PROXY, &TERMINAL] {
+            let mut booting = inner(Phase::Booting(client.clone()));
+            assert_eq!(decide(&mut booting, libc::SIGUSR1, policy), Action::Nothing);
+            assert_eq!(decide(&mut booting, libc::SIGTERM, policy), Action::Interrupt);
+            assert_eq!(decide(&mut booting, libc::SIGINT, policy), Action::Interrupt);
+            assert_eq!(booting.interrupted, Some(libc::SIGTERM));
+        }
+        assert_eq!(decide(&mut inner(Phase::Preparing), libc::SIGINT, &PROXY), Action::Interrupt);
+        assert_eq!(decide(&mut inner(Phase::Over), libc::SIGINT, &PROXY), Action::Nothing);
+    }
+
+    #[test]
+    fn a_starting_process_gets_its_signals_later() {
+        let (_root, client) = client();
+        let mut starting = inner(Phase::Starting(client.clone()));
+        assert_eq!(decide(&mut starting, libc::SIGUSR1, &PROXY), Action::Keep);
+        assert_eq!(decide(&mut starting, libc::SIGTERM, &PROXY), Action::Keep);
+        assert_eq!(starting.kept, [libc::SIGUSR1, libc::SIGTERM]);
+        decide(&mut starting, libc::SIGINT, &PROXY);
+        assert_eq!(decide(&mut starting, libc::SIGINT, &PROXY), Action::Interrupt);
+        let mut starting = inner(Phase::Starting(client));
+        assert_eq!(decide(&mut starting, libc::SIGHUP, &TERMINAL), Action::Interrupt);
+    }
+
+    #[test]
+    fn a_running_process_gets_them_now_or_never() {
+        let (_root, client) = client();
+        let mut running = inner(Phase::Running(client));
+        assert_eq!(decide(&mut running, libc::SIGUSR1, &PROXY), Action::PassOn(libc::SIGUSR1));
+        assert_eq!(decide(&mut running, libc::SIGUSR1, &NO_PROXY), Action::Nothing);
+        assert_eq!(decide(&mut running, libc::SIGTERM, &NO_PROXY), Action::Leave);
+        assert_eq!(decide(&mut running, libc::SIGHUP, &TERMINAL), Action::Leave);
+        assert_eq!(decide(&mut running, libc::SIGWINCH, &TERMINAL), Action::Resize);
+        assert_eq!(decide(&mut running, libc::SIGWINCH, &PROXY), Action::Nothing);
+        assert_eq!(decide(&mut running, libc::SIGINT, &PROXY), Action::PassOn(libc::SIGINT));
+        assert_eq!(decide(&mut running, libc::SIGINT, &PROXY), Action::PassOn(libc::SIGINT));
+        assert_eq!(decide(&mut running, libc::SIGINT, &PROXY), Action::Kill);
     }
 }

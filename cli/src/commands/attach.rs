@@ -4,7 +4,10 @@ use std::{process::ExitCode, thread};
 
 use clap::Args;
 
-use super::logs::{Log, Selection, follow};
+use super::{
+    logs::{Log, Selection, follow},
+    run::signaled,
+};
 use crate::{
     attach::{
         AttachError,
@@ -86,7 +89,7 @@ pub(super) fn attach(globals: &Globals, args: &AttachArgs) -> CommandResult {
         }
         Some(Event::Terminated(signal)) => {
             tty::restore();
-            return Ok(ExitCode::from(128 | (signal & 0x7f) as u8));
+            return Ok(ExitCode::from(signaled(signal)));
         }
         _ => {}
     }

@@ -5,6 +5,7 @@ use std::{process::ExitCode, time::Duration};
 use caisson_shim::stages;
 use nix::libc;
 
+use super::run::signaled;
 use crate::{
     attach::{
         detach_keys::DetachKeys,
@@ -91,7 +92,7 @@ pub(super) fn attend(engine: &Engine, started: Started, mut session: Session) ->
 
 fn leave(event: &Event) -> ExitCode {
     match event {
-        Event::Terminated(signal) => ExitCode::from(128 | (signal & 0x7f) as u8),
+        Event::Terminated(signal) => ExitCode::from(signaled(*signal)),
         _ => ExitCode::SUCCESS,
     }
 }

@@ -11,6 +11,7 @@ use std::{
 use caisson_shim::client::{ShimClient, Stdio};
 use clap::Args;
 
+use super::run::signaled;
 use crate::{
     attach::{
         AttachError,
@@ -178,7 +179,7 @@ impl Exec<'_> {
                 }
                 Some(Event::Detached) => return Ok(Left::Running(ExitCode::SUCCESS)),
                 Some(Event::Terminated(signal)) => {
-                    return Ok(Left::Running(ExitCode::from(128 | (signal & 0x7f) as u8)));
+                    return Ok(Left::Running(ExitCode::from(signaled(signal))));
                 }
             }
         }

@@ -76,6 +76,7 @@ fn run_it(globals: &Globals, args: &RunArgs) -> CommandResult {
     let mut session = Session::new(attachment)?;
     let started = start(&engine, created, plan, &mut session)?;
     if args.detach {
+        session.finish();
         return detach(&engine, &started);
     }
     attend(&engine, started, session)
@@ -96,16 +97,25 @@ fn start(
         Ok(started) => return Ok(started),
         Err(error) => error,
     };
-    session.finish();
-    let interrupted = session.signals.interrupted();
     let auto_remove = container.config.as_ref().is_some_and(|config| config.auto_remove);
-    if interrupted.is_some() || auto_remove {
+    if session.signals.interrupted().is_some() || auto_remove {
         engine.remove(&container, true)?;
     }
-    match interrupted {
-        Some(signal) => Err(Failure::quiet(128 | (signal & 0x7f) as u8)),
-        None => Err(error.into()),
+    Err(not_started(session, error))
+}
+
+/// The failure of a start, which may be the user's wish.
+pub(super) fn not_started(session: &mut Session, error: EngineError) -> Failure {
+    session.finish();
+    match session.signals.interrupted() {
+        Some(signal) => Failure::quiet(signaled(signal)),
+        None => error.into(),
     }
+}
+
+/// The exit code of a command that a signal has ended.
+pub(super) fn signaled(signal: i32) -> u8 {
+    128 | (signal & 0x7f) as u8
 }
 
 fn detach(engine: &Engine, started: &Started) -> CommandResult {

@@ -5,6 +5,7 @@ use clap::Args;
 use super::{
     attended::{AttachFlags, attachment, attend},
     for_each,
+    run::not_started,
 };
 use crate::{
     attach::{
@@ -51,7 +52,9 @@ fn start_detached(engine: &Engine, name: &str) -> Result<String, Failure> {
         return Ok(name.to_owned());
     }
     let mut session = Session::new(Attachment::default())?;
-    let started = engine.start(&container, StdioPlan::Detached, None, &mut session)?;
+    let started = engine.start(&container, StdioPlan::Detached, None, &mut session);
+    let started = started.map_err(|error| not_started(&mut session, error))?;
+    session.finish();
     engine.spawn_monitor(&started.container)?;
     Ok(name.to_owned())
 }
@@ -72,6 +75,6 @@ fn start_attached(engine: &Engine, name: &str, args: &StartArgs) -> CommandResul
     }
     let mut session = Session::new(attachment)?;
     let started = engine.start(&container, StdioPlan::Attached, tty::size(), &mut session);
-    let started = started.inspect_err(|_| session.finish())?;
+    let started = started.map_err(|error| not_started(&mut session, error))?;
     attend(engine, started, session)
 }

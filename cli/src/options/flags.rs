@@ -71,7 +71,7 @@ pub struct ContainerFlags {
     #[arg(long, value_name = "bytes")]
     pub memory_reservation: Option<String>,
 
-    /// Swap limit equal to memory plus swap: '-1' to enable unlimited swap
+    /// Swap limit equal to memory plus swap; the guest has no swap
     #[arg(long, value_name = "bytes", allow_hyphen_values = true)]
     pub memory_swap: Option<String>,
 
