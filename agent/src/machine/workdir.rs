@@ -74,12 +74,12 @@ impl HostShare {
             let path = path.to_path_buf();
             move |source| WorkdirError::Mount { path, source }
         };
-        fs::create_dir_all(cwd)
-            .map_err(|source| WorkdirError::MakeDirectory { path: cwd.into(), source })?;
         // A mount can be cloned only within its namespace, so before leaving it.
         let inside = cwd.strip_prefix("/").unwrap_or(cwd);
         let share = open_tree(self.root.as_raw_fd(), inside, false)
             .map_err(|source| WorkdirError::OpenHost { path: cwd.into(), source })?;
+        fs::create_dir_all(cwd)
+            .map_err(|source| WorkdirError::MakeDirectory { path: cwd.into(), source })?;
         unshare(CloneFlags::CLONE_NEWNS).map_err(WorkdirError::Unshare)?;
         let beneath = topmost_beneath(cwd, &mounts);
         let covered: Vec<_> = beneath

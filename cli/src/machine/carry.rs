@@ -30,6 +30,7 @@ fn run(globals: &Globals, input: bool) -> anyhow::Result<ExitCode> {
             "KVM is not usable even in the machine; `caisson machine logs` on the host may tell why"
         );
     }
+    super::require_root()?;
     let globals = globals.clone().resolved()?;
     start::ensure_running(&globals, &StartArgs::default())?;
     let mut argv: Vec<OsString> =

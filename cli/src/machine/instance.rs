@@ -147,3 +147,67 @@ fn open_pidfd(pid: i32) -> Result<Option<OwnedFd>, InstanceError> {
     // SAFETY: the call has returned a new descriptor that nothing else owns.
     Ok(Some(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, process::Command};
+
+    use super::*;
+
+    fn directory(path: &Path) -> MachineDirectory {
+        let directory = MachineDirectory { run: path.join("run"), keep: path.join("keep") };
+        directory.create().unwrap();
+        directory
+    }
+
+    fn record() -> Record {
+        Record {
+            root: "/r".into(),
+            cpus: 2,
+            memory_bytes: 1 << 30,
+            icount: false,
+            started: 1,
+            ready: true,
+        }
+    }
+
+    #[test]
+    fn a_record_is_read_as_written_and_damage_names_the_way_out() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = directory(temporary.path());
+        assert_eq!(Record::read(&directory).unwrap(), None);
+        record().write(&directory).unwrap();
+        assert_eq!(Record::read(&directory).unwrap(), Some(record()));
+        fs::write(directory.record(), "{").unwrap();
+        let error = Record::read(&directory).unwrap_err().to_string();
+        assert!(error.contains("machine stop --force"), "{error}");
+    }
+
+    #[test]
+    fn a_number_without_its_lock_is_no_machine() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = directory(temporary.path());
+        assert!(!is_running(&directory).unwrap());
+        // A stale number, here of a process that is not ours to signal.
+        fs::write(directory.alive_lock(), "1\n").unwrap();
+        assert!(Process::find(&directory).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_holder_of_the_lock_is_found_signalled_and_awaited() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = directory(temporary.path());
+        let lock = try_lock(&directory.alive_lock()).unwrap().unwrap();
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        fs::write(directory.alive_lock(), child.id().to_string()).unwrap();
+        let process = Process::find(&directory).unwrap().expect("the lock is held");
+        assert!(!process.wait(Duration::from_millis(10)));
+        process.signal(Signal::SIGTERM).unwrap();
+        assert!(process.wait(Duration::from_secs(10)));
+        child.wait().unwrap();
+        // It has ended: a further signal finds nobody, and does no harm.
+        process.signal(Signal::SIGKILL).unwrap();
+        drop(lock);
+        assert!(Process::find(&directory).unwrap().is_none());
+    }
+}

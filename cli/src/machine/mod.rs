@@ -18,7 +18,9 @@ mod directory;
 mod disk;
 mod exec;
 mod instance;
+mod launch;
 mod logs;
+mod memory;
 mod ports;
 mod qemu;
 mod remove;
@@ -37,6 +39,8 @@ pub use carry::{carry, carry_without_input};
 use crate::Globals;
 use arguments::MachineCommand;
 
+const MIB: u64 = 1 << 20;
+
 /// Present in the machine, made by its init.
 const INSIDE: &str = "/run/caisson-machine";
 
@@ -50,6 +54,7 @@ pub fn run_machine_command(globals: &Globals, args: MachineArgs) -> anyhow::Resu
     if is_inside() {
         anyhow::bail!("this already is the machine; `caisson machine` is for the host around it");
     }
+    require_root()?;
     let globals = globals.clone().resolved()?;
     match args.command {
         MachineCommand::Start(options) => start::command(&globals, &options),
@@ -59,4 +64,14 @@ pub fn run_machine_command(globals: &Globals, args: MachineArgs) -> anyhow::Resu
         MachineCommand::Logs(options) => logs::command(&globals, &options),
         MachineCommand::Rm(options) => remove::command(&globals, &options),
     }
+}
+
+fn require_root() -> anyhow::Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        anyhow::bail!(
+            "the machine needs root, because it shares this host's files as they are: run caisson \
+             by sudo"
+        );
+    }
+    Ok(())
 }

@@ -88,3 +88,108 @@ fn greet(connection: &mut Connection, greeting: &Frame) -> Result<bool, PortErro
     }
     Ok(false)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read, os::unix::net::UnixListener, path::Path, thread};
+
+    use caisson_agent_protocol::machine::{Decoder, VERSION, encode};
+
+    use super::*;
+
+    fn directory(path: &Path) -> MachineDirectory {
+        let directory = MachineDirectory { run: path.join("run"), keep: path.join("keep") };
+        directory.create().unwrap();
+        directory
+    }
+
+    fn hello() -> Hello {
+        Hello {
+            version: VERSION,
+            argv: vec!["true".into()],
+            env: Vec::new(),
+            cwd: "/".into(),
+            umask: 0o022,
+            terminal: None,
+            time_ns: 0,
+        }
+    }
+
+    /// A port whose other end answers the first greeting with `answer`, or never.
+    fn serve(directory: &MachineDirectory, port: u32, answer: Option<Frame>) {
+        let path = directory.ports().join(super::super::qemu::socket_name(port));
+        let listener = UnixListener::bind(path).unwrap();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let (mut decoder, mut buffer) = (Decoder::new(), [0; 4096]);
+            while let Ok(count @ 1..) = stream.read(&mut buffer) {
+                decoder.push(&buffer[..count], |frame| {
+                    if let (Ok((session, Frame::Hello(_))), Some(answer)) = (frame, &answer) {
+                        // Something of an earlier session comes first.
+                        let stale = encode(session ^ 1, &Frame::Refused("stale".into()));
+                        let fresh = encode(session, answer);
+                        std::io::Write::write_all(&mut stream, &[stale, fresh].concat()).unwrap();
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_port_that_another_process_holds_is_left_to_it() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = directory(temporary.path());
+        let first = *SESSION_PORTS.start();
+        let _held = try_lock(&directory.ports().join(format!("{first}.lock"))).unwrap().unwrap();
+        serve(&directory, first + 1, Some(Frame::Accepted));
+        let began = Instant::now();
+        open_session(&directory, &hello()).unwrap();
+        assert!(began.elapsed() < PORT_LIMIT);
+    }
+
+    #[test]
+    fn a_silent_port_is_passed_over() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = directory(temporary.path());
+        let first = *SESSION_PORTS.start();
+        serve(&directory, first, None);
+        serve(&directory, first + 1, Some(Frame::Accepted));
+        let open = open_session(&directory, &hello()).unwrap();
+        // The silent port is free again, the other one is held.
+        let lock = |port: u32| try_lock(&directory.ports().join(format!("{port}.lock"))).unwrap();
+        assert!(lock(first).is_some() && lock(first + 1).is_none());
+        drop(open);
+        assert!(lock(first + 1).is_some());
+    }
+
+    #[test]
+    fn a_refusal_is_told_in_its_words() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = directory(temporary.path());
+        serve(&directory, *SESSION_PORTS.start(), Some(Frame::Refused("too old".into())));
+        let Err(error) = open_session(&directory, &hello()) else { panic!("not refused") };
+        assert!(error.to_string().contains("too old"), "{error}");
+    }
+
+    #[test]
+    fn without_its_sockets_the_machine_has_ended() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = directory(temporary.path());
+        let Err(error) = open_session(&directory, &hello()) else { panic!("opened") };
+        assert!(matches!(error, PortError::Connection(ConnectionError::Ended)), "{error}");
+    }
+
+    #[test]
+    fn a_socket_s_path_may_be_longer_than_an_address() {
+        let temporary = tempfile::tempdir().unwrap();
+        let long = temporary.path().join("x".repeat(120));
+        let directory = directory(&long);
+        let ports = open_ports(&directory).unwrap();
+        let port = *SESSION_PORTS.start();
+        let short =
+            super::super::directory::short_path(&ports, &super::super::qemu::socket_name(port));
+        let listener = UnixListener::bind(short).unwrap();
+        assert!(Connection::open(&ports, port).is_ok());
+        drop(listener);
+    }
+}

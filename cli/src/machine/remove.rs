@@ -18,13 +18,16 @@ pub(super) fn command(globals: &Globals, options: &RmArgs) -> anyhow::Result<Exi
         eprintln!("the machine has no disk at {}", disk.display());
         return Ok(ExitCode::SUCCESS);
     }
+    if instance::is_running(&directory)? {
+        bail!("the machine runs; `caisson machine stop` first");
+    }
     if !options.force && !confirmed(&disk.display().to_string())? {
         bail!("nothing is removed");
     }
     directory.create()?;
     let _lock = directory.lock_changes()?;
     if instance::is_running(&directory)? {
-        bail!("the machine runs; `caisson machine stop` first");
+        bail!("the machine was started meanwhile; nothing is removed");
     }
     fs::remove_file(&disk).with_context(|| format!("remove {}", disk.display()))?;
     eprintln!("{} is removed", disk.display());
