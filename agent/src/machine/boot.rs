@@ -60,6 +60,8 @@ fn run() -> Result<(), BootError> {
     let host = mounts::enter_root(&arguments)?;
     sethostname(HOSTNAME).map_err(BootError::Hostname)?;
     limits().map_err(BootError::Limits)?;
+    // Each session drops caches (supervisor.rs); the log shall not tell each time.
+    let _ = fs::write("/proc/sys/vm/drop_caches", "4");
     loopback().map_err(BootError::Loopback)?;
     let own: Vec<PathBuf> = vec![arguments.root.clone(), arguments.state];
     Ok(supervisor::run(&HostShare::new(host, own), &arguments.root)?)

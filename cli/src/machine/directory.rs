@@ -84,6 +84,11 @@ impl MachineDirectory {
         self.keep.join("state.img")
     }
 
+    /// Held by whoever uses the disk.
+    pub(super) fn disk_lock(&self) -> PathBuf {
+        self.keep.join("disk.lock")
+    }
+
     /// Waits until no other process starts or stops the machine.
     pub(super) fn lock_changes(&self) -> Result<Flock<File>, DirectoryError> {
         lock(&self.change_lock(), FlockArg::LockExclusive)

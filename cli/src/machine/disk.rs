@@ -1,12 +1,14 @@
 //! The machine's disk: a sparse file with an ext4 filesystem, kept between starts.
 
 use std::{
-    fs::{self, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt,
+    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
+
+use super::directory::{DirectoryError, MachineDirectory, open_private};
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DiskError {
@@ -18,11 +20,45 @@ pub(super) enum DiskError {
         "{program} on the machine's disk {path} failed: {output}; `caisson machine rm` removes the disk and what is on it"
     )]
     Failed { program: &'static str, path: PathBuf, output: String },
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    #[error(
+        "the disk {path} is in use by another machine, one with another --state; stop that one \
+         or use another --root"
+    )]
+    InUse { path: PathBuf },
+    #[error("lock the disk {path}")]
+    Lock { path: PathBuf, source: io::Error },
+}
+
+/// The right to use the disk. It goes with the open file, which QEMU inherits, so it ends
+/// with the last process that has it.
+pub(super) struct DiskLock(pub(super) File);
+
+/// Takes the disk, of which two machines with the same `--root` would make a ruin.
+pub(super) fn lock(directory: &MachineDirectory) -> Result<DiskLock, DiskError> {
+    let file = open_private(&directory.disk_lock())?;
+    // SAFETY: flock takes an open descriptor and a number.
+    let result = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+    let error = io::Error::last_os_error();
+    let path = directory.disk();
+    match result {
+        0 => Ok(DiskLock(file)),
+        _ if error.kind() == io::ErrorKind::WouldBlock => Err(DiskError::InUse { path }),
+        _ => Err(DiskError::Lock { path, source: error }),
+    }
 }
 
 /// Makes the disk if there is none, else repairs what an unclean end has left.
-pub(super) fn prepare(path: &Path, size_bytes: u64) -> Result<(), DiskError> {
-    if path.exists() { check(path) } else { make(path, size_bytes) }
+pub(super) fn prepare(_lock: &DiskLock, path: &Path, size_bytes: u64) -> Result<(), DiskError> {
+    if path.exists() {
+        return check(path);
+    }
+    let made = make(path, size_bytes);
+    if made.is_err() {
+        let _ = fs::remove_file(path.with_extension("partial"));
+    }
+    made
 }
 
 fn make(path: &Path, size_bytes: u64) -> Result<(), DiskError> {
@@ -84,17 +120,24 @@ mod tests {
 
     use super::*;
 
+    fn directory(path: &Path) -> MachineDirectory {
+        let directory = MachineDirectory { run: path.join("run"), keep: path.join("keep") };
+        directory.create().unwrap();
+        directory
+    }
+
     #[test]
     fn a_disk_is_made_once_and_then_checked() {
         if !Path::new("/sbin/mke2fs").exists() {
             eprintln!("skipped: no mke2fs here");
             return;
         }
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("state.img");
-        prepare(&path, 64 << 20).unwrap();
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = directory(temporary.path());
+        let (lock, path) = (lock(&directory).unwrap(), directory.disk());
+        prepare(&lock, &path, 64 << 20).unwrap();
         let made = fs::metadata(&path).unwrap().ino();
-        prepare(&path, 128 << 20).unwrap();
+        prepare(&lock, &path, 128 << 20).unwrap();
         let metadata = fs::metadata(&path).unwrap();
         assert_eq!((metadata.len(), metadata.ino()), (64 << 20, made));
         assert!(metadata.blocks() * 512 < 16 << 20, "{} blocks", metadata.blocks());
@@ -106,10 +149,40 @@ mod tests {
             eprintln!("skipped: no e2fsck here");
             return;
         }
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("state.img");
-        fs::write(&path, vec![0x5a; 1 << 20]).unwrap();
-        let message = prepare(&path, 64 << 20).unwrap_err().to_string();
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = directory(temporary.path());
+        let lock = lock(&directory).unwrap();
+        fs::write(directory.disk(), vec![0x5a; 1 << 20]).unwrap();
+        let message = prepare(&lock, &directory.disk(), 64 << 20).unwrap_err().to_string();
         assert!(message.contains("machine rm"), "{message}");
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_made_leaves_nothing() {
+        if !Path::new("/sbin/mke2fs").exists() {
+            eprintln!("skipped: no mke2fs here");
+            return;
+        }
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = directory(temporary.path());
+        let lock = lock(&directory).unwrap();
+        // Too small for a filesystem.
+        prepare(&lock, &directory.disk(), 4096).unwrap_err();
+        let left: Vec<_> =
+            fs::read_dir(&directory.keep).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["disk.lock"]);
+    }
+
+    #[test]
+    fn a_disk_has_one_user_and_is_free_when_that_one_has_ended() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = directory(temporary.path());
+        let first = lock(&directory).unwrap();
+        // As QEMU inherits it.
+        let inherited = first.0.try_clone().unwrap();
+        drop(first);
+        assert!(matches!(lock(&directory), Err(DiskError::InUse { .. })));
+        drop(inherited);
+        assert!(lock(&directory).is_ok());
     }
 }

@@ -16,7 +16,7 @@ use caisson_shim::assets::{AssetError, Assets};
 
 use super::{
     directory::{DirectoryError, MachineDirectory, open_private},
-    disk::{self, DiskError},
+    disk::{self, DiskError, DiskLock},
     instance::{InstanceError, Record},
     qemu,
 };
@@ -59,10 +59,11 @@ pub(super) fn launch(
         },
         directory,
     };
-    disk::prepare(&directory.disk(), disk_size_bytes)?;
+    let disk_lock = disk::lock(directory)?;
+    disk::prepare(&disk_lock, &directory.disk(), disk_size_bytes)?;
     // Before the start, so that whoever finds the emulator knows what it is.
     record.write(directory)?;
-    let started = spawn(&plan, directory);
+    let started = spawn(&plan, directory, disk_lock);
     if started.is_err() {
         let _ = fs::remove_file(directory.record());
     }
@@ -76,7 +77,11 @@ fn present(path: PathBuf) -> Result<PathBuf, AssetError> {
     }
 }
 
-fn spawn(plan: &qemu::Plan<'_>, directory: &MachineDirectory) -> Result<Child, LaunchError> {
+fn spawn(
+    plan: &qemu::Plan<'_>,
+    directory: &MachineDirectory,
+    disk_lock: DiskLock,
+) -> Result<Child, LaunchError> {
     remove_old_sockets(&directory.ports());
     let log = OpenOptions::new()
         .write(true)
@@ -93,9 +98,9 @@ fn spawn(plan: &qemu::Plan<'_>, directory: &MachineDirectory) -> Result<Child, L
         .stdin(Stdio::null())
         .stdout(log.try_clone().map_err(LaunchError::Spawn)?)
         .stderr(log);
-    // SAFETY: between fork and exec `prepare` makes only async-signal-safe calls, on a
-    // descriptor that stays open until the command is dropped.
-    unsafe { command.pre_exec(move || prepare(&alive)) };
+    // SAFETY: between fork and exec `prepare` makes only async-signal-safe calls, on
+    // descriptors that stay open until the command is dropped.
+    unsafe { command.pre_exec(move || prepare(&alive, &disk_lock)) };
     command.spawn().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => LaunchError::NoQemu(error),
         _ => LaunchError::Spawn(error),
@@ -103,10 +108,10 @@ fn spawn(plan: &qemu::Plan<'_>, directory: &MachineDirectory) -> Result<Child, L
 }
 
 /// In the child, before it becomes QEMU: leaves the terminal, takes the lock that tells
-/// that it lives, and writes its number there.
-fn prepare(alive: &File) -> io::Result<()> {
+/// that it lives, writes its number there, and keeps that of the disk.
+fn prepare(alive: &File, disk_lock: &DiskLock) -> io::Result<()> {
     let fd = alive.as_raw_fd();
-    // SAFETY: plain system calls on an open descriptor; `number` outlives the write, and
+    // SAFETY: plain system calls on open descriptors; `number` outlives the write, and
     // `files` the setrlimit.
     unsafe {
         if libc::setsid() < 0 || libc::flock(fd, libc::LOCK_EX | libc::LOCK_NB) < 0 {
@@ -117,6 +122,7 @@ fn prepare(alive: &File) -> io::Result<()> {
         if libc::ftruncate(fd, 0) < 0
             || libc::pwrite(fd, digits.as_ptr().cast(), digits.len(), 0) < 0
             || libc::fcntl(fd, libc::F_SETFD, 0) < 0
+            || libc::fcntl(disk_lock.0.as_raw_fd(), libc::F_SETFD, 0) < 0
         {
             return Err(io::Error::last_os_error());
         }

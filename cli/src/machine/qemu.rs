@@ -15,7 +15,7 @@ pub(super) const PROGRAM: &str = "qemu-system-x86_64";
 /// For the machine's kernel. It runs no hostile code, so it need not defend itself, nor
 /// test its ciphers at each start; namespaces are made and dropped quickly with expedited
 /// RCU.
-const KERNEL_OPTIONS: &str = "console=ttyS0 quiet panic=1 mitigations=off rodata=off nokaslr \
+const KERNEL_OPTIONS: &str = "console=ttyS0 quiet panic=1 mitigations=off rodata=off \
     cryptomgr.notests=1 audit=0 apparmor=0 nowatchdog tsc=reliable no_timer_check \
     random.trust_cpu=on rcupdate.rcu_expedited=1 cgroup_no_v1=all";
 

@@ -8,29 +8,27 @@ use std::{
 
 use anyhow::{Context, bail};
 
-use super::{arguments::RmArgs, directory::MachineDirectory, instance};
+use super::{arguments::RmArgs, directory::MachineDirectory, disk, instance};
 use crate::Globals;
 
 pub(super) fn command(globals: &Globals, options: &RmArgs) -> anyhow::Result<ExitCode> {
     let directory = MachineDirectory::new(globals);
-    let disk = directory.disk();
-    if !disk.exists() {
-        eprintln!("the machine has no disk at {}", disk.display());
+    let path = directory.disk();
+    if !path.exists() {
+        eprintln!("the machine has no disk at {}", path.display());
         return Ok(ExitCode::SUCCESS);
     }
     if instance::is_running(&directory)? {
         bail!("the machine runs; `caisson machine stop` first");
     }
-    if !options.force && !confirmed(&disk.display().to_string())? {
+    if !options.force && !confirmed(&path.display().to_string())? {
         bail!("nothing is removed");
     }
     directory.create()?;
     let _lock = directory.lock_changes()?;
-    if instance::is_running(&directory)? {
-        bail!("the machine was started meanwhile; nothing is removed");
-    }
-    fs::remove_file(&disk).with_context(|| format!("remove {}", disk.display()))?;
-    eprintln!("{} is removed", disk.display());
+    let _disk = disk::lock(&directory)?;
+    fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+    eprintln!("{} is removed", path.display());
     Ok(ExitCode::SUCCESS)
 }
 

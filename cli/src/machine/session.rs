@@ -103,8 +103,9 @@ pub(super) fn run(
 
 fn hello(request: &Request) -> Result<Hello, SessionError> {
     let cwd = match &request.workdir {
-        Some(path) => std::path::absolute(path),
-        None => std::env::current_dir(),
+        Some(path) => std::path::absolute(path).map_err(SessionError::Workdir)?,
+        // One that was removed is no reason not to run a container.
+        None => std::env::current_dir().unwrap_or_else(|_| "/".into()),
     };
     let passed = std::env::vars_os().filter(|(name, _)| is_passed_on(name));
     let mut env: Vec<OsString> = passed
@@ -119,7 +120,7 @@ fn hello(request: &Request) -> Result<Hello, SessionError> {
         version: VERSION,
         argv: request.argv.iter().map(|argument| argument.clone().into()).collect(),
         env: env.into_iter().map(Into::into).collect(),
-        cwd: cwd.map_err(SessionError::Workdir)?.into_os_string().into(),
+        cwd: cwd.into_os_string().into(),
         umask: umask(),
         terminal: terminal::wanted(request.force_terminal, request.input),
         time_ns: now_ns(),
