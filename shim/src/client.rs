@@ -24,7 +24,9 @@ use crate::{
     assets::{AssetError, Assets},
     exit::Exit,
     kind::{self, ErrorKind},
-    metrics, unix_path,
+    metrics,
+    task::GUEST_PIDS,
+    unix_path,
 };
 
 /// How much of the shim's log an error quotes, in bytes.
@@ -113,15 +115,6 @@ pub struct State {
     pub pid: u32,
     /// Meaningful when stopped.
     pub exit_code: u8,
-}
-
-/// The processes of a container.
-#[derive(Clone, Debug, Default)]
-pub struct Pids {
-    /// The vmm's, on the host.
-    pub vmm: u32,
-    /// The container's, as the guest numbers them.
-    pub guest: Vec<u32>,
 }
 
 /// A connection to the shim of one container.
@@ -272,13 +265,14 @@ impl ShimClient {
         metrics::from_any(&reply.stats).ok_or(ClientError::Reply { call: "Stats" })
     }
 
-    pub fn pids(&self) -> Result<Pids, ClientError> {
+    /// The pids of the container's processes, as the guest numbers them.
+    pub fn pids(&self) -> Result<Vec<u32>, ClientError> {
         let request = api::PidsRequest { id: self.id.clone(), ..Default::default() };
-        let reply = self.done(self.task.pids(forever(), &request))?;
-        let Some(first) = reply.processes.first() else { return Ok(Pids::default()) };
-        let guest = serde_json::from_slice(&first.info.value)
-            .map_err(|_| ClientError::Reply { call: "Pids" })?;
-        Ok(Pids { vmm: first.pid, guest })
+        let mut context = forever();
+        let (name, value) = GUEST_PIDS;
+        context.add(name.to_owned(), value.to_owned());
+        let reply = self.done(self.task.pids(context, &request))?;
+        Ok(reply.processes.iter().map(|process| process.pid).collect())
     }
 
     pub fn pause(&self) -> Result<(), ClientError> {

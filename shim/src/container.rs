@@ -36,6 +36,7 @@ use crate::{
     error::Error,
     events::{self, EventSink},
     exit::Exit,
+    kind::ErrorKind,
     plan::{self, HostSize},
     process::{self, Phase, Process},
     rootfs::Rootfs,
@@ -176,9 +177,15 @@ impl Container {
         }
         let told = self.sandbox.agent().expect_exit(&self.id, exec);
         let call = Call::Start { container: self.id.clone(), exec: exec.map(str::to_owned) };
-        match self.vital("start", exec, call).await? {
-            Outcome::Started { .. } => {}
-            _ => return Err(self.failed("start", exec, CallError::WrongOutcome { call: "Start" })),
+        let started = self.vital("start", exec, call).await.and_then(|outcome| match outcome {
+            Outcome::Started { .. } => Ok(()),
+            _ => Err(self.failed("start", exec, CallError::WrongOutcome { call: "Start" })),
+        });
+        if let Err(error) = started {
+            if exec.is_none() {
+                self.end_unstartable(&process, &error);
+            }
+            return Err(error);
         }
         process.set_running(false);
         match exec {
@@ -463,6 +470,21 @@ impl Container {
             pid: self.pid(),
             ..event
         });
+    }
+
+    /// The container whose process cannot be executed has ended, with the code that a shell
+    /// gives; its VM is of no more use.
+    fn end_unstartable(self: &Arc<Self>, process: &Process, error: &Error) {
+        let code = match error.kind() {
+            ErrorKind::CommandNotFound => 127,
+            ErrorKind::CommandNotExecutable => 126,
+            // The loss of the VM is told by who watches it.
+            ErrorKind::SandboxLost => return,
+            _ => 128,
+        };
+        self.finish(process, None, Exit::now(code));
+        let container = self.clone();
+        tokio::spawn(async move { container.shut_down().await });
     }
 
     async fn await_exit(

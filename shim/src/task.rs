@@ -20,7 +20,7 @@ use containerd_shim::{
     protos::{
         api::ProcessInfo,
         events::task::{TaskCreate, TaskIO},
-        protobuf::{MessageField, well_known_types::any::Any},
+        protobuf::MessageField,
         shim_async::Task,
         ttrpc::r#async::TtrpcContext,
         types::mount::Mount,
@@ -40,8 +40,8 @@ use crate::{
     stdio::StdioSpec,
 };
 
-/// The type of the list of guest pids that a Pids response carries beside the host's.
-const GUEST_PIDS_TYPE: &str = "caisson.shim.v1.GuestPids";
+/// The metadata of a Pids request that asks for the pids that the guest gives.
+pub const GUEST_PIDS: (&str, &str) = ("caisson.pids", "guest");
 
 /// The version that Connect reports: that of the Task API.
 const VERSION: &str = "v2";
@@ -160,20 +160,22 @@ impl Task for TaskService {
         unbroken(self.clone().delete_task(request.id, exec)).await
     }
 
-    async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> TtrpcResult<PidsResponse> {
+    async fn pids(
+        &self,
+        context: &TtrpcContext,
+        request: PidsRequest,
+    ) -> TtrpcResult<PidsResponse> {
         let container = answer(self.service.get(&request.id))?;
-        let guest = answer(container.pids().await)?;
+        let (name, value) = GUEST_PIDS;
+        let asked = context.metadata.get(name);
         // An engine looks its pids up on the host, where the guest's mean other processes.
-        let process = ProcessInfo {
-            pid: container.pid(),
-            info: MessageField::some(Any {
-                type_url: GUEST_PIDS_TYPE.to_owned(),
-                value: serde_json::json!(guest).to_string().into_bytes(),
-                ..Default::default()
-            }),
-            ..Default::default()
+        let pids = match asked.is_some_and(|values| values.iter().any(|asked| asked == value)) {
+            true => answer(container.pids().await)?,
+            false => vec![container.pid()],
         };
-        Ok(PidsResponse { processes: vec![process], ..Default::default() })
+        let process = |pid| ProcessInfo { pid, ..Default::default() };
+        let processes = pids.into_iter().map(process).collect();
+        Ok(PidsResponse { processes, ..Default::default() })
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> TtrpcResult<Empty> {

@@ -169,14 +169,18 @@ async fn the_containers_end_is_the_end_of_its_execs() {
 
 #[tokio::test]
 async fn a_missing_command_is_told_apart() {
-    let fixture = Fixture::new();
+    let mut fixture = Fixture::new();
     let request = fixture.request_with("c", &["no-such-command"]);
     let container = fixture.service.create(request, TaskCreate::default()).await.unwrap();
     let error = container.start(None).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::CommandNotFound);
     assert!(error.report().contains("executable file not found"), "{}", error.report());
+    assert_eq!(wait(&container).await.code, 127);
+    // Even if nobody deletes it, its VM is gone.
+    timeout(LONG, fixture.launcher.sandbox().ended()).await.unwrap();
     fixture.service.delete("c").await.unwrap();
     assert!(fixture.service.get("c").is_err());
+    assert_eq!(fixture.topics(), ["create", "exit", "delete"]);
 }
 
 #[tokio::test]

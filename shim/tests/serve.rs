@@ -144,7 +144,7 @@ fn a_container_runs_and_leaves_nothing() {
     assert_eq!(client.state(None).unwrap().status, Status::Running);
     let (shim, pid) = client.host_pids().unwrap();
     assert_eq!(pid, vmm);
-    assert_eq!(client.pids().unwrap().guest, [2, 3]);
+    assert_eq!(client.pids().unwrap(), [2, 3]);
     assert_eq!(client.stats().unwrap().pids, 2);
     assert_eq!(client.wait(None).unwrap().code, 7);
     let log = host.log("good");

@@ -146,10 +146,15 @@ pub(super) fn spawn(
         .stdout(Stdio::null())
         .stderr(vmm_stderr);
     // SAFETY: between fork and exec the closure only makes calls that are async-signal-safe
-    // and touches memory that was allocated before. Every other descriptor is
-    // close-on-exec, so these are all that the vmm inherits.
+    // and touches memory that was allocated before.
     unsafe {
         command.pre_exec(move || {
+            // Also what the shim itself inherited by somebody's mistake.
+            let (first, last) = (libc::STDERR_FILENO + 1, libc::c_uint::MAX);
+            let flags = libc::CLOSE_RANGE_CLOEXEC as libc::c_int;
+            if libc::close_range(first as libc::c_uint, last, flags) < 0 {
+                return Err(io::Error::last_os_error());
+            }
             for &fd in &inherited {
                 if libc::fcntl(fd, libc::F_SETFD, 0) < 0 {
                     return Err(io::Error::last_os_error());

@@ -226,9 +226,19 @@ impl FakeAgent {
 }
 
 /// Copies until the end; then both ends close.
+///
+/// Not by `io::copy`: that splices, and a splice that waits for a socket holds the pipe's
+/// lock, which even the end of the process at its other side then waits for.
 fn copy(from: Option<impl Read + Send + 'static>, to: Option<impl Write + Send + 'static>) {
     if let (Some(mut from), Some(mut to)) = (from, to) {
-        thread::spawn(move || std::io::copy(&mut from, &mut to));
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = from.read(&mut buffer) {
+                if to.write_all(&buffer[..count]).is_err() {
+                    return;
+                }
+            }
+        });
     }
 }
 
