@@ -21,8 +21,8 @@ fn with_containerd(host: &Host, script: &str) -> Outcome {
         code=$?
         ctr task ls -q | grep . && code=97
         kill $containerd; wait $containerd 2> /dev/null
-        pgrep -f containerd-shim-caisson-v2 > /dev/null && {{ echo a shim is left >&2; code=96; }}
-        pgrep -x caisson-vmm > /dev/null && {{ echo a vmm is left >&2; code=95; }}
+        pidof containerd-shim-caisson-v2 > /dev/null && {{ echo a shim is left >&2; code=96; }}
+        pidof caisson-vmm > /dev/null && {{ echo a vmm is left >&2; code=95; }}
         rm -rf $D/root /run/containerd-test
         exit $code
         "#,

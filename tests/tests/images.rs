@@ -1,6 +1,6 @@
 //! `load`, `import`, `images`, `rmi`, and what layers say.
 
-use std::{fs, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use caisson_tests::{Leftovers, host};
 
@@ -58,17 +58,10 @@ fn a_tarball_becomes_an_image() {
     fs::copy("/usr/bin/busybox", tree.join("sh"))
         .or_else(|_| fs::copy("/bin/busybox", tree.join("sh")))
         .expect("busybox-static is there");
-    let tar = scratch.path().join("tree.tar");
-    let made = Command::new("tar")
-        .arg("-C")
-        .arg(scratch.path().join("tree"))
-        .arg("-cf")
-        .arg(&tar)
-        .arg(".")
-        .status();
-    assert!(made.expect("start tar").success());
-    let tar = tar.to_str().expect("a path in UTF-8");
-    host.caisson(["import", tar, "imported:1"]).succeeded();
+    tar(&scratch.path().join("tree"), "../tree.tar", &["."]);
+    let archive = scratch.path().join("tree.tar");
+    let archive = archive.to_str().expect("a path in UTF-8");
+    host.caisson(["import", archive, "imported:1"]).succeeded();
     host.caisson(["run", "--rm", "imported:1", "/bin/sh", "-c", "echo works"])
         .succeeded()
         .printed("works\n");
@@ -84,19 +77,32 @@ fn an_image_comes_by_standard_input_too() {
 }
 
 #[test]
-fn a_corrupt_layer_is_named_and_leaves_nothing() {
+fn a_layer_that_is_not_what_the_image_says_is_named_and_leaves_nothing() {
     let host = host!();
     let leftovers = Leftovers::watch(host);
     let scratch = host.scratch();
-    let mut archive = fs::read(&host.debian).expect("the archive is there");
-    let middle = archive.len() / 3;
-    archive[middle] ^= 0xff;
-    let corrupt = scratch.path().join("corrupt.tar");
-    fs::write(&corrupt, archive).expect("write the corrupt archive");
-    host.caisson(["load", "-i", corrupt.to_str().expect("a path in UTF-8")])
+    let promised = "0".repeat(64);
+    let config = format!(
+        r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":["sha256:{promised}"]}}}}"#
+    );
+    let manifest = r#"[{"Config":"config.json","RepoTags":["lies:1"],"Layers":["layer.tar"]}]"#;
+    fs::write(scratch.path().join("config.json"), config).expect("write the config");
+    fs::write(scratch.path().join("manifest.json"), manifest).expect("write the manifest");
+    fs::write(scratch.path().join("file"), "content\n").expect("write a file");
+    tar(scratch.path(), "layer.tar", &["file"]);
+    tar(scratch.path(), "lies.tar", &["manifest.json", "config.json", "layer.tar"]);
+    let archive = scratch.path().join("lies.tar");
+    host.caisson(["load", "-i", archive.to_str().expect("a path in UTF-8")])
         .exited_with(1)
-        .complained_about("sha256:");
+        .complained_about(&promised);
+    host.caisson(["images", "-q", "lies:1"]).succeeded().printed("");
     leftovers.none(host);
+}
+
+fn tar(directory: &Path, archive: &str, files: &[&str]) {
+    let made =
+        Command::new("tar").current_dir(directory).args(["-cf", archive]).args(files).status();
+    assert!(made.expect("start tar").success());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use caisson_tests::{Host, Outcome, Terminal, host};
+use caisson_tests::{Host, Outcome, Terminal};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

@@ -62,7 +62,8 @@ fn a_command_that_cannot_be_executed_exits_with_126() {
 fn a_signal_that_ends_the_process_is_told_by_the_exit_code() {
     let host = host!();
     // PID 1 is deaf to signals it does not handle, so a child dies and the shell tells.
-    host.caisson(["run", "--rm", "busybox", "sh", "-c", "sh -c 'kill -9 $$'"]).exited_with(137);
+    host.caisson(["run", "--rm", "busybox", "sh", "-c", "sh -c 'kill -9 $$'; exit $?"])
+        .exited_with(137);
 }
 
 #[test]
@@ -260,7 +261,8 @@ fn a_detached_container_is_listed_logged_and_removed() {
         .exited_with(125)
         .complained_about("sleeper");
     host.caisson(["rm", "-f", "sleeper"]).succeeded();
-    host.caisson(["ps", "-a", "--format", "{{.Names}}"]).succeeded().printed("");
+    let listed = host.caisson(["ps", "-a", "--format", "{{.Names}}"]).succeeded();
+    assert!(!listed.lines().contains(&"sleeper"), "{listed:?}");
     leftovers.none(host);
 }
 
