@@ -13,9 +13,9 @@ use super::directory::MachineDirectory;
 pub(super) const PROGRAM: &str = "qemu-system-x86_64";
 
 /// For the machine's kernel. It runs no hostile code, so it need not defend itself, nor
-/// test its ciphers at each start; namespaces are made and dropped quickly with expedited
-/// RCU.
-const KERNEL_OPTIONS: &str = "console=ttyS0 quiet panic=1 mitigations=off rodata=off \
+/// test its ciphers at each start, nor zero memory that its owner overwrites; namespaces
+/// are made and dropped quickly with expedited RCU.
+const KERNEL_OPTIONS: &str = "console=ttyS0 quiet panic=1 mitigations=off rodata=off init_on_alloc=0 \
     cryptomgr.notests=1 audit=0 apparmor=0 nowatchdog tsc=reliable no_timer_check \
     random.trust_cpu=on rcupdate.rcu_expedited=1 cgroup_no_v1=all";
 
@@ -42,8 +42,9 @@ impl Plan<'_> {
         let mut line = Line::default();
         line.words(&["-name", "caisson-machine", "-nodefaults", "-no-user-config"]);
         line.words(&["-display", "none", "-no-reboot", "-rtc", "base=utc"]);
-        // Without 5-level paging a walk is shorter, here and in the guests.
-        line.words(&["-M", "q35,usb=off", "-cpu", "max,+svm,-la57"]);
+        // Without 5-level paging a walk is shorter, here and in the guests. Without ERMS
+        // kernels fill and copy pages by words: the emulator pays for each step.
+        line.words(&["-M", "q35,usb=off", "-cpu", "max,+svm,-la57,-erms"]);
         match self.icount {
             true => line.words(&["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]),
             false => line.words(&["-accel", "tcg,thread=multi"]),
