@@ -88,6 +88,7 @@ pub fn prepare_for_containers() -> Result<(), OsError> {
     mount("cgroup2", CGROUP_ROOT, "cgroup2", flags, "").at(|| "mount the cgroup hierarchy")?;
     cgroup::enable_controllers(CGROUP_ROOT.as_ref())?;
     kernel_settings::harden_guest()?;
+    kernel_settings::allow_overcommit()?;
     credentials::raise_limits()?;
     sys::loopback_up().at(|| "bring the loopback interface up")
 }

@@ -66,6 +66,12 @@ pub fn harden_guest() -> Result<(), OsError> {
     fs::write("/proc/sys/kernel/dmesg_restrict", "1").at(|| "restrict the kernel's log")
 }
 
+/// Lets a process reserve more memory than the VM has, as on a large host: what it uses is
+/// bounded by its cgroup, and more than that is an OOM kill, not a failed allocation.
+pub fn allow_overcommit() -> Result<(), OsError> {
+    fs::write("/proc/sys/vm/overcommit_memory", "1").at(|| "allow overcommitted memory")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
