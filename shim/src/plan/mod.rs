@@ -214,3 +214,6 @@ fn check_container_path(field: &str, path: &str) -> Result<(), PlanError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -201,3 +201,6 @@ fn condition(arg: &LinuxSeccompArg) -> Result<Condition, PlanError> {
         second: arg.value_two().unwrap_or(0),
     })
 }
+
+#[cfg(test)]
+mod tests;
