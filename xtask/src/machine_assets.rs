@@ -21,25 +21,16 @@ use sha2::{Digest, Sha256};
 use crate::{cpio, process, workspace};
 
 /// Increased when the output changes for the same inputs.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// The package that depends on Debian's present kernel. The cloud flavour has no 9p.
 const META_PACKAGE: &str = "linux-image-amd64";
 
-/// Loaded by the machine's init before it mounts anything, in this order, each after what
-/// it depends on.
-const BOOT_MODULES: [&str; 11] = [
-    "virtio_pci",
-    "virtio_console",
-    "virtio_blk",
-    "virtio_rng",
-    "9pnet_virtio",
-    "9p",
-    "overlay",
-    "crc32c_generic",
-    "crc32c_intel",
-    "ext4",
-    "kvm_amd",
+/// Loaded by the machine's init before it mounts anything: the groups side by side, the
+/// modules of each in this order, each after what it depends on.
+const BOOT_MODULES: [&[&str]; 2] = [
+    &["virtio_pci", "virtio_console", "virtio_blk", "9pnet_virtio", "9p", "overlay"],
+    &["kvm_amd", "crc32c_generic", "crc32c_intel", "ext4", "virtio_rng"],
 ];
 
 /// Directories of modules that `modprobe` finds in the machine. The rest drives hardware
@@ -133,14 +124,14 @@ fn unpacked_kernel() -> anyhow::Result<KernelTree> {
 /// The package that carries the kernel, and its version.
 fn present_package() -> anyhow::Result<(String, String)> {
     let advice = "the machine's kernel is Debian's: on Debian run `apt-get update`";
-    let depends = process::output(&mut Command::new("apt-cache").args(["depends", META_PACKAGE]))
+    let depends = process::output(Command::new("apt-cache").args(["depends", META_PACKAGE]))
         .context(advice)?;
     let package = depends
         .lines()
         .filter_map(|line| line.trim().strip_prefix("Depends: "))
         .find(|name| name.starts_with("linux-image-"))
         .with_context(|| format!("no kernel behind {META_PACKAGE}; {advice}"))?;
-    let policy = process::output(&mut Command::new("apt-cache").args(["policy", package]))?;
+    let policy = process::output(Command::new("apt-cache").args(["policy", package]))?;
     let version = policy
         .lines()
         .find_map(|line| line.trim().strip_prefix("Candidate: "))
@@ -252,7 +243,8 @@ impl Dependencies {
 
     /// The modules of [`KEPT_TREES`] and of the boot, closed under "needs".
     fn kept(&self) -> anyhow::Result<BTreeSet<String>> {
-        let mut kept: BTreeSet<String> = self.load_order(&BOOT_MODULES)?.into_iter().collect();
+        let mut kept: BTreeSet<String> =
+            self.load_order(&BOOT_MODULES.concat())?.into_iter().collect();
         for (file, needs) in &self.0 {
             if is_kept(file) {
                 kept.insert(file.clone());
@@ -294,20 +286,24 @@ fn copy_modules(tree: &KernelTree, all: &Dependencies, out: &Path) -> anyhow::Re
     fs::rename(&partial, out).with_context(|| format!("rename to {}", out.display()))
 }
 
-/// `/init`, `/modules/<nn>-<file>` and `/modules.order`, which lists them line by line.
+/// `/init`, `/modules/<group>-<nn>-<file>`, and `/modules.order`, which lists them line by
+/// line with an empty line between groups.
 fn initramfs(tree: &KernelTree, all: &Dependencies, init: &[u8]) -> anyhow::Result<Vec<u8>> {
     let mut archive = cpio::Archive::new(Vec::new());
     archive.directory("dev")?;
     archive.character_device("dev/console", 0o600, (5, 1))?;
     archive.directory("modules")?;
     let mut order = String::new();
-    for (index, file) in all.load_order(&BOOT_MODULES)?.iter().enumerate() {
-        let base = file.rsplit('/').next().unwrap_or(file);
-        let name = format!("modules/{index:02}-{base}");
-        let path = tree.modules().join(file);
-        let content = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        archive.file(&name, 0o644, &content)?;
-        order.push_str(&format!("/{name}\n"));
+    for (group, names) in BOOT_MODULES.iter().enumerate() {
+        for (index, file) in all.load_order(names)?.iter().enumerate() {
+            let base = file.rsplit('/').next().unwrap_or(file);
+            let name = format!("modules/{group}-{index:02}-{base}");
+            let path = tree.modules().join(file);
+            let content = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+            archive.file(&name, 0o644, &content)?;
+            order.push_str(&format!("/{name}\n"));
+        }
+        order.push('\n');
     }
     archive.file("modules.order", 0o644, order.as_bytes())?;
     archive.file("init", 0o755, init)?;

@@ -5,6 +5,7 @@ use std::{
     io,
     os::fd::AsRawFd,
     path::PathBuf,
+    thread,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -15,13 +16,27 @@ pub(super) enum ModuleError {
     Load { path: PathBuf, source: io::Error },
 }
 
-/// Loads each file that `/modules.order` names, in that order, and frees its memory. A
-/// module for a device that this CPU does not have is left out.
+/// Loads the files that `/modules.order` names, and frees their memory. Empty lines divide
+/// them into groups that do not depend on each other and are loaded side by side.
 pub(super) fn load_all() -> Result<(), ModuleError> {
     let list = PathBuf::from("/modules.order");
     let order =
         fs::read_to_string(&list).map_err(|source| ModuleError::Read { path: list, source })?;
-    for path in order.lines().map(PathBuf::from) {
+    thread::scope(|scope| {
+        let groups = order.trim().split("\n\n");
+        let loaders: Vec<_> = groups.map(|group| scope.spawn(move || load_group(group))).collect();
+        // All end here: PID 1 forks later and must have one thread then.
+        let results = loaders.into_iter().map(|loader| loader.join());
+        results
+            .collect::<Vec<_>>()
+            .into_iter()
+            .try_for_each(|result| result.expect("loading a module does not panic"))
+    })
+}
+
+/// In order. A module for a device that this CPU does not have is left out.
+fn load_group(group: &str) -> Result<(), ModuleError> {
+    for path in group.lines().map(PathBuf::from) {
         let file =
             File::open(&path).map_err(|source| ModuleError::Read { path: path.clone(), source })?;
         match load(&file) {
