@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 
-use crate::{packages, policy, process};
+use crate::{packages, policy, process, specification};
 
 /// One named check.
 pub(crate) struct Check {
@@ -29,6 +29,7 @@ pub(crate) fn checks() -> Vec<Check> {
     vec![
         Check::new("format", || process::run(&mut process::cargo(["fmt", "--all", "--check"]))),
         Check::new("policy", policy::check),
+        Check::new("specification", specification::check),
         Check::new("lints", || {
             process::run(&mut process::cargo([
                 "clippy",

@@ -14,6 +14,7 @@ mod packages;
 mod policy;
 mod process;
 mod quickstart;
+mod specification;
 mod tests;
 mod workspace;
 
