@@ -11,6 +11,10 @@
 //! A container holds its sandbox from its creation on: there is no container without a
 //! VM in which an agent has prepared it.
 
+mod control;
+mod ending;
+mod execs;
+
 use std::{
     collections::HashMap,
     path::PathBuf,
@@ -22,13 +26,10 @@ use std::{
 };
 
 use caisson_agent_protocol::{
-    Call, ContainerPlan, FIRST_STREAM_PORT, Outcome, Stats,
-    plan::{ProcessPlan, Resources, SeccompProgram, StdioPorts},
+    Call, ContainerPlan, FIRST_STREAM_PORT, Outcome,
+    plan::{SeccompProgram, StdioPorts},
 };
-use containerd_shim::protos::events::task::{
-    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused,
-    TaskResumed, TaskStart,
-};
+use containerd_shim::protos::events::task::{TaskCreate, TaskDelete, TaskExecStarted, TaskStart};
 use tokio::time::timeout;
 
 use crate::{
@@ -36,29 +37,16 @@ use crate::{
     error::Error,
     events::{self, EventSink},
     exit::Exit,
-    kind::ErrorKind,
     plan::{self, HostSize},
-    process::{self, Phase, Process},
+    process::{Phase, Process},
     rootfs::Rootfs,
     sandbox::{Cancelled, Launcher, Sandbox, SandboxSpec},
     stages,
     stdio::{OpenStdio, StdioSpec},
 };
 
-/// As many processes as an engine may have added at once.
-const MAX_EXECS: usize = 1024;
-
-/// How long the agent may flush and unmount.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
-
-/// How long execs may tell their exits after the container's own process has ended.
-const EXEC_GRACE: Duration = Duration::from_millis(500);
-
 /// How long a VM whose agent is lost may take to end by itself.
 const LOST_GRACE: Duration = Duration::from_secs(1);
-
-/// Between two OOM notices.
-const OOM_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A container to create.
 pub struct CreateRequest {
@@ -265,166 +253,6 @@ impl Container {
         true
     }
 
-    /// Prepares a further process.
-    pub async fn exec(
-        self: &Arc<Self>,
-        exec: &str,
-        process_json: &[u8],
-        stdio: StdioSpec,
-    ) -> Result<(), Error> {
-        plan::check_id("the exec's id", exec)?;
-        let process = plan::exec(process_json, stdio.terminal, self.seccomp.clone())?;
-        if !matches!(self.init.phase(), Phase::Running { .. }) {
-            let state = "it is not running";
-            return Err(Error::State { action: "exec in", id: self.id.clone(), state });
-        }
-        self.reserve_exec(exec)?;
-        let prepared = self.prepare_exec(exec, process, stdio).await;
-        match prepared {
-            Ok(process) => self.execs().insert(exec.to_owned(), Some(process)),
-            Err(error) => {
-                self.execs().remove(exec);
-                return Err(error);
-            }
-        };
-        self.events.publish(TaskExecAdded {
-            container_id: self.id.clone(),
-            exec_id: exec.to_owned(),
-            ..Default::default()
-        });
-        Ok(())
-    }
-
-    fn reserve_exec(&self, exec: &str) -> Result<(), Error> {
-        let mut execs = self.execs();
-        if execs.contains_key(exec) {
-            return Err(Error::AlreadyExists { what: "process", id: exec.to_owned() });
-        }
-        if execs.len() >= MAX_EXECS {
-            let state = "it has 1024 further processes that were not deleted";
-            return Err(Error::State { action: "exec in", id: self.id.clone(), state });
-        }
-        execs.insert(exec.to_owned(), None);
-        Ok(())
-    }
-
-    async fn prepare_exec(
-        &self,
-        exec: &str,
-        process: ProcessPlan,
-        stdio: StdioSpec,
-    ) -> Result<Arc<Process>, Error> {
-        let open = stdio.open()?;
-        let ports = open.ports(|| self.next_port.fetch_add(1, Ordering::Relaxed));
-        let call = Call::CreateExec {
-            container: self.id.clone(),
-            exec: exec.to_owned(),
-            process: Box::new(process),
-            stdio: ports,
-        };
-        match self.sandbox.agent().call(call).await {
-            Ok(Outcome::Created { .. }) => {}
-            Ok(_) => {
-                let error = CallError::WrongOutcome { call: "CreateExec" };
-                return Err(self.failed("exec", Some(exec), error));
-            }
-            Err(error) => return Err(self.failed("exec", Some(exec), error)),
-        }
-        let connected = Process::connect(stdio, open, ports, self.sandbox.as_ref()).await;
-        if connected.is_err()
-            && let Err(error) = self.forget_exec(exec).await
-        {
-            log::warn!("undo the exec {exec:?}: {error}");
-        }
-        connected
-    }
-
-    pub async fn resize(&self, exec: Option<&str>, columns: u32, rows: u32) -> Result<(), Error> {
-        let process = self.process(exec)?;
-        let size = u16::try_from(columns).ok().zip(u16::try_from(rows).ok());
-        let (columns, rows) =
-            size.ok_or(Error::InvalidArgument("a terminal has at most 65535 columns and rows"))?;
-        // As with runc, there is nothing to do without a terminal, or after the end.
-        if !process.stdio.terminal || matches!(process.phase(), Phase::Stopped(_)) {
-            return Ok(());
-        }
-        let exec_id = exec.map(str::to_owned);
-        let call = Call::Resize { container: self.id.clone(), exec: exec_id, columns, rows };
-        self.done("resize", exec, call).await
-    }
-
-    pub async fn pids(&self) -> Result<Vec<u32>, Error> {
-        self.require_running("list the processes of")?;
-        let call = Call::Pids { container: self.id.clone() };
-        match self.sandbox.agent().call(call).await {
-            Ok(Outcome::Pids(pids)) => Ok(pids),
-            Ok(_) => Err(self.failed("ps", None, CallError::WrongOutcome { call: "Pids" })),
-            Err(error) => Err(self.failed("ps", None, error)),
-        }
-    }
-
-    pub async fn stats(&self) -> Result<Stats, Error> {
-        self.require_running("measure")?;
-        let call = Call::Stats { container: self.id.clone() };
-        match self.sandbox.agent().call(call).await {
-            Ok(Outcome::Stats(stats)) => Ok(*stats),
-            Ok(_) => Err(self.failed("stats", None, CallError::WrongOutcome { call: "Stats" })),
-            Err(error) => Err(self.failed("stats", None, error)),
-        }
-    }
-
-    /// Changes limits; `json` is the runtime-spec's `LinuxResources`.
-    pub async fn update(&self, json: &[u8]) -> Result<(), Error> {
-        let resources: Resources = plan::update(json, self.vcpus)?;
-        self.require_running("update")?;
-        let call = Call::Update { container: self.id.clone(), resources };
-        self.done("update", None, call).await
-    }
-
-    pub async fn pause(&self) -> Result<(), Error> {
-        let _changing = self.init.changing.lock().await;
-        self.require_running("pause")?;
-        self.done("pause", None, Call::Pause { container: self.id.clone() }).await?;
-        self.init.set_running(true);
-        self.events.publish(TaskPaused { container_id: self.id.clone(), ..Default::default() });
-        Ok(())
-    }
-
-    pub async fn resume(&self) -> Result<(), Error> {
-        let _changing = self.init.changing.lock().await;
-        if self.init.phase() != (Phase::Running { paused: true }) {
-            let state = "it is not paused";
-            return Err(Error::State { action: "resume", id: self.id.clone(), state });
-        }
-        self.done("resume", None, Call::Resume { container: self.id.clone() }).await?;
-        self.init.set_running(false);
-        self.events.publish(TaskResumed { container_id: self.id.clone(), ..Default::default() });
-        Ok(())
-    }
-
-    /// Forgets an exec that has ended or was never started.
-    pub async fn delete_exec(&self, exec: &str) -> Result<Exit, Error> {
-        let process = self.process(Some(exec))?;
-        let _changing = process.changing.lock().await;
-        let exit = match process.phase() {
-            Phase::Running { .. } => {
-                let id = exec.to_owned();
-                return Err(Error::State { action: "delete", id, state: "it is running" });
-            }
-            Phase::Created => Exit::now(0),
-            Phase::Stopped(exit) => exit,
-        };
-        // Two at once: the first wins.
-        if self.execs().remove(exec).is_none() {
-            return Err(Error::NotFound { what: "process", id: exec.to_owned() });
-        }
-        if matches!(self.init.phase(), Phase::Running { .. }) {
-            process.drain_before_delete().await;
-            self.forget_exec(exec).await?;
-        }
-        Ok(exit)
-    }
-
     /// Ends what is left of the container: its VM, its streams.
     pub async fn delete(&self) -> Result<Exit, Error> {
         let _changing = self.init.changing.lock().await;
@@ -472,142 +300,6 @@ impl Container {
         });
     }
 
-    /// The container whose process cannot be executed has ended, with the code that a shell
-    /// gives; its VM is of no more use.
-    fn end_unstartable(self: &Arc<Self>, process: &Process, error: &Error) {
-        let code = match error.kind() {
-            ErrorKind::CommandNotFound => 127,
-            ErrorKind::CommandNotExecutable => 126,
-            // The loss of the VM is told by who watches it.
-            ErrorKind::SandboxLost => return,
-            _ => 128,
-        };
-        self.finish(process, None, Exit::now(code));
-        let container = self.clone();
-        tokio::spawn(async move { container.shut_down().await });
-    }
-
-    async fn await_exit(
-        self: Arc<Self>,
-        process: Arc<Process>,
-        exec: Option<String>,
-        told: tokio::sync::oneshot::Receiver<crate::agent_client::AgentExit>,
-    ) {
-        let exit = process::exit_of(told, self.sandbox.as_ref()).await;
-        process.drain_before_exit().await;
-        if exec.is_some() {
-            self.finish(&process, exec.as_deref(), exit);
-            return;
-        }
-        stages::stamp("shim", "exited");
-        self.settle_execs().await;
-        self.finish(&process, None, exit);
-        // The exit is told; a slow reader still gets the rest before the VM goes.
-        process.drain_before_delete().await;
-        self.shut_down().await;
-    }
-
-    /// A VM may end before its container's process was started.
-    async fn watch_sandbox(self: Arc<Self>) {
-        tokio::select! {
-            _ = self.sandbox.ended() => {}
-            reason = self.sandbox.agent().lost() => {
-                // A VM that ends by itself has a better reason to give.
-                if timeout(LOST_GRACE, self.sandbox.ended()).await.is_err() {
-                    self.sandbox.kill(&format!("the agent cannot be reached: {reason}"));
-                }
-            }
-        }
-        let exit = process::lost(self.sandbox.as_ref()).await;
-        // What it said last may still be on the way through the reader.
-        tokio::time::sleep(process::LAST_WORD_GRACE).await;
-        self.sandbox.agent().abandon("its VM has ended");
-        let _changing = self.init.changing.lock().await;
-        if self.init.phase() == Phase::Created {
-            self.finish(&self.init, None, exit);
-        }
-    }
-
-    /// The end of the container's process ends every exec; those say so first.
-    async fn settle_execs(&self) {
-        let running: Vec<_> = self
-            .execs()
-            .values()
-            .flatten()
-            .filter(|exec| matches!(exec.phase(), Phase::Running { .. }))
-            .cloned()
-            .collect();
-        let _ = timeout(EXEC_GRACE, async {
-            for exec in running {
-                exec.wait().await;
-            }
-        })
-        .await;
-    }
-
-    fn finish(&self, process: &Process, exec: Option<&str>, exit: Exit) {
-        if !process.claim_exit() {
-            return;
-        }
-        if exec.is_none()
-            && let Err(error) = exit.save(&self.bundle)
-        {
-            log::warn!("write the exit record of {}: {error}", self.id);
-        }
-        if let Some(reason) = &exit.reason {
-            log::error!("{}: {reason}", exec.unwrap_or(&self.id));
-        }
-        if exit.oom_killed {
-            self.tell_oom();
-        }
-        self.events.publish(TaskExit {
-            container_id: self.id.clone(),
-            id: exec.unwrap_or(&self.id).to_owned(),
-            pid: self.pid(),
-            exit_status: exit.code.into(),
-            exited_at: events::exited_at(&exit),
-            ..Default::default()
-        });
-        process.set_stopped(exit);
-    }
-
-    /// Flushes the disks and ends the VM: nothing runs in it any more.
-    async fn shut_down(&self) {
-        let flushed = timeout(SHUTDOWN_GRACE, async {
-            let shutdown = self.sandbox.agent().call_done(Call::Shutdown).await;
-            // An agent that is gone has nothing to flush.
-            if !matches!(shutdown, Ok(()) | Err(CallError::Lost { .. })) {
-                return shutdown;
-            }
-            self.sandbox.ended().await;
-            Ok(())
-        });
-        match flushed.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => log::warn!("shut down the VM of {}: {error}", self.id),
-            Err(_) => log::warn!("the VM of {} did not shut down in time", self.id),
-        }
-        self.sandbox.kill("its container has ended");
-        self.sandbox.ended().await;
-        stages::stamp("shim", "vm_gone");
-    }
-
-    async fn report_ooms(self: Arc<Self>) {
-        let mut ooms = self.sandbox.agent().watch_oom(&self.id);
-        // Ends when the channel to the agent is lost.
-        while ooms.changed().await.is_ok() {
-            self.oom_told.store(false, Ordering::Relaxed);
-            self.tell_oom();
-            tokio::time::sleep(OOM_INTERVAL).await;
-        }
-    }
-
-    fn tell_oom(&self) {
-        if !self.oom_told.swap(true, Ordering::Relaxed) {
-            self.events.publish(TaskOOM { container_id: self.id.clone(), ..Default::default() });
-        }
-    }
-
     fn require_running(&self, action: &'static str) -> Result<(), Error> {
         match self.init.phase() {
             Phase::Running { .. } => Ok(()),
@@ -643,11 +335,6 @@ impl Container {
     ) -> Result<(), Error> {
         let done = self.sandbox.agent().call_done(call).await;
         done.map_err(|error| self.failed(action, exec, error))
-    }
-
-    async fn forget_exec(&self, exec: &str) -> Result<(), Error> {
-        let call = Call::Delete { container: self.id.clone(), exec: Some(exec.to_owned()) };
-        self.done("delete", Some(exec), call).await
     }
 
     fn failed(&self, action: &'static str, exec: Option<&str>, source: CallError) -> Error {
