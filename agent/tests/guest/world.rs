@@ -113,7 +113,10 @@ impl World {
         mount("", "/", "", libc::MS_REC | libc::MS_PRIVATE);
         mount("proc", "/proc", "proc", 0);
         mount("tmpfs", "/run", "tmpfs", 0);
-        mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0);
+        if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+            // A host of the hybrid kind: the hierarchy is somewhere else.
+            mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0);
+        }
         let tests = Path::new("/sys/fs/cgroup").join(&self.cgroup);
         let cgroup_root = tests.join(self.next.get().to_string());
         fs::create_dir_all(&cgroup_root).unwrap();
