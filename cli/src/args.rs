@@ -81,6 +81,10 @@ fn mistake(error: &clap::Error) -> String {
             format!("unknown shorthand flag: {flag}")
         }
         ErrorKind::UnknownArgument => format!("unexpected argument: {argument}"),
+        ErrorKind::InvalidSubcommand if later(&text(ContextKind::InvalidSubcommand)).is_some() => {
+            let name = text(ContextKind::InvalidSubcommand);
+            format!("caisson {name}: {}", later(&name).unwrap_or_default())
+        }
         ErrorKind::InvalidSubcommand => {
             let near = text(ContextKind::SuggestedSubcommand);
             let hint =
@@ -106,6 +110,22 @@ fn mistake(error: &clap::Error) -> String {
             first.strip_prefix("error: ").unwrap_or(first).to_owned()
         }
     }
+}
+
+/// What to say of Docker's commands that this version does not have.
+fn later(command: &str) -> Option<&'static str> {
+    Some(match command {
+        "pull" | "push" | "login" | "logout" | "search" => {
+            "registries are not part of this version; `caisson load` and `caisson import` bring images"
+        }
+        "build" | "buildx" | "builder" => {
+            "building images is not part of this version; `caisson load` takes what others build"
+        }
+        "network" | "port" => "networks are not part of this version",
+        "volume" => "volumes are not part of this version",
+        "compose" | "swarm" | "service" | "stack" | "node" => "it is not part of this version",
+        _ => return None,
+    })
 }
 
 /// The innermost command that the arguments name, for its usage.
@@ -151,6 +171,7 @@ mod tests {
             (&["caisson", "run", "--nope", "x"][..], "unknown flag: --nope"),
             (&["caisson", "run", "-Z", "x"], "unknown shorthand flag: -Z"),
             (&["caisson", "rum"], "unknown command: caisson rum; did you mean run?"),
+            (&["caisson", "pull", "x"], "caisson pull: registries are not part of this version"),
             (&["caisson", "run", "--name"], "flag needs an argument: --name"),
             (&["caisson", "--accel", "hvf", "ps"], "invalid argument \"hvf\" for --accel"),
             (&["caisson", "run"], "missing argument: IMAGE"),

@@ -1,8 +1,11 @@
 //! The end of a container's run: how it ended, recorded once, and nothing left of it.
 
-use caisson_shim::{client::ClientError, exit::Exit};
+use std::{sync::mpsc, thread, time::Duration};
 
-use std::time::Duration;
+use caisson_shim::{
+    client::{ClientError, ShimClient},
+    exit::Exit,
+};
 
 use super::{Engine, EngineError, bundle, process::Process};
 use crate::{
@@ -12,6 +15,9 @@ use crate::{
 
 /// The exit code of a container whose VM or shim was lost.
 const LOST: u8 = 137;
+
+/// It does nothing for that but to look at itself.
+const SHIM_ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 
 /// It has nothing left to do but to end.
 const SHIM_ENDS_WITHIN: Duration = Duration::from_secs(10);
@@ -64,21 +70,16 @@ impl Engine {
     /// Ends the container's shim and with it whatever runs, and waits until it is gone: it
     /// must not remove the socket of the next. One that is gone already is fine.
     pub(super) fn end_shim(&self, container: &Container) {
-        match self.connect(container) {
-            Ok(client) => {
-                let process = client.host_pids().ok().and_then(|(shim, _)| Process::open(shim));
-                // What is to be deleted may never have been created.
-                if let Err(error) = client.delete(None) {
-                    tracing::debug!(%error, "delete {}", container.id);
-                }
-                if let Err(error) = client.shutdown(true) {
-                    tracing::warn!(%error, "shut down the shim of {}", container.id);
-                }
-                if process.is_some_and(|process| !process.wait_or_kill(SHIM_ENDS_WITHIN)) {
-                    tracing::warn!("the shim of {} did not end and was killed", container.id);
-                }
+        let ended = match self.connect(container) {
+            Ok(client) => self.end_politely(container, client),
+            Err(error) => {
+                tracing::debug!(%error, "no shim of {}", container.id);
+                true
             }
-            Err(error) => tracing::debug!(%error, "no shim of {}", container.id),
+        };
+        if !ended && let Some(process) = Process::find_shim(&container.id) {
+            tracing::warn!("the shim of {} does not answer and is killed", container.id);
+            process.wait_or_kill(Duration::ZERO);
         }
         // A shim that was killed leaves its socket.
         let socket = self.globals.shim_socket(&container.id);
@@ -87,6 +88,26 @@ impl Engine {
         {
             tracing::warn!(%error, "remove {}", socket.display());
         }
+    }
+
+    /// Asks the shim to end; whether it did.
+    fn end_politely(&self, container: &Container, client: ShimClient) -> bool {
+        let id = container.id.clone();
+        let answers = ask(&client, |client| client.host_pids());
+        let Some(pids) = answers else { return false };
+        let process = pids.ok().and_then(|(shim, _)| Process::open(shim));
+        // Its own deadlines bound both calls.
+        if let Err(error) = client.delete(None) {
+            // What is to be deleted may never have been created.
+            tracing::debug!(%error, "delete {id}");
+        }
+        if let Err(error) = client.shutdown(true) {
+            tracing::warn!(%error, "shut down the shim of {id}");
+        }
+        if process.is_some_and(|process| !process.wait_or_kill(SHIM_ENDS_WITHIN)) {
+            tracing::warn!("the shim of {id} did not end and was killed");
+        }
+        true
     }
 
     pub(super) fn remove_bundle(&self, container: &Container) -> Result<(), EngineError> {
@@ -101,4 +122,19 @@ fn ended(exit: Exit) -> Ended {
         oom_killed: exit.oom_killed,
         error: exit.reason.unwrap_or_default(),
     }
+}
+
+/// Makes a call that any shim which is alive answers at once; `None` if this one does not.
+pub(super) fn ask<T: Send + 'static>(
+    client: &ShimClient,
+    call: impl FnOnce(&ShimClient) -> T + Send + 'static,
+) -> Option<T> {
+    let (sender, answer) = mpsc::channel();
+    let client = client.clone();
+    // The thread of a call that is not answered ends with the shim or with this process.
+    let asking = thread::Builder::new().name("ask".into()).spawn(move || {
+        let _ = sender.send(call(&client));
+    });
+    asking.ok()?;
+    answer.recv_timeout(SHIM_ANSWERS_WITHIN).ok()
 }

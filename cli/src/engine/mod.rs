@@ -125,6 +125,3 @@ fn io_error<'a>(
 ) -> impl FnOnce(std::io::Error) -> EngineError + use<'a> {
     move |source| EngineError::Io { action, path: path.to_owned(), source }
 }
-
-#[cfg(test)]
-mod tests;

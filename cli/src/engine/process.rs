@@ -1,7 +1,7 @@
 //! A process of this host that is waited for without being a child.
 
 use std::{
-    io,
+    fs, io,
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
     time::Duration,
 };
@@ -25,6 +25,19 @@ impl Process {
         let fd = i32::try_from(fd).ok().filter(|&fd| fd >= 0)?;
         // SAFETY: the kernel has just made it, and nobody else owns it.
         Some(Self { pidfd: unsafe { OwnedFd::from_raw_fd(fd) } })
+    }
+
+    /// The shim of container `id`, found by its arguments, for when it does not answer.
+    pub(super) fn find_shim(id: &str) -> Option<Self> {
+        let words: [&[u8]; 3] = [b"serve", b"--id", id.as_bytes()];
+        fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+            // Held before it is looked at, so that it is still the same.
+            let process = Self::open(pid)?;
+            let arguments = fs::read(entry.path().join("cmdline")).ok()?;
+            let arguments: Vec<&[u8]> = arguments.split(|&byte| byte == 0).skip(1).collect();
+            arguments.starts_with(&words).then_some(process)
+        })
     }
 
     /// Waits for its end, and after `patience` kills it. Whether it ended by itself.
@@ -81,6 +94,25 @@ mod tests {
         let process = Process::open(long.id()).unwrap();
         assert!(!process.wait_or_kill(Duration::from_millis(50)));
         assert!(!long.wait().unwrap().success());
+    }
+
+    #[test]
+    fn a_shim_is_found_by_its_containers_id() {
+        let id = crate::names::new_id().unwrap();
+        assert!(Process::find_shim(&id).is_none());
+        let mut like_a_shim = Command::new("yes")
+            .args(["serve", "--id", &id])
+            .env("POSIXLY_CORRECT", "1")
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // Its arguments are there once it is executed.
+        let found = (0..500).find_map(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            Process::find_shim(&id)
+        });
+        assert!(!found.unwrap().wait_or_kill(Duration::ZERO));
+        assert!(!like_a_shim.wait().unwrap().success());
     }
 
     #[test]

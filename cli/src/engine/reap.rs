@@ -2,8 +2,11 @@
 
 use caisson_shim::client::Status;
 
-use super::{Engine, EngineError};
-use crate::records::{Container, RecordError, State, lock::Purpose};
+use super::{Engine, EngineError, finish};
+use crate::records::{
+    Container, RecordError, State,
+    lock::{ContainerLock, Purpose},
+};
 
 impl Engine {
     /// Looks at every container that a process should be tending, and takes over those
@@ -27,9 +30,17 @@ impl Engine {
         let Some(watch) = self.records.try_lock(container, Purpose::Watch)? else {
             return Ok(());
         };
-        let alive = self.connect(container).and_then(|client| Ok(client.state(None)?));
+        let answer = match self.connect(container) {
+            Ok(client) => finish::ask(&client, |client| client.state(None)),
+            Err(error) => return self.reap_lost(container, watch, &error),
+        };
+        let Some(state) = answer else {
+            // It may be slow, or stopped: whoever removes the container kills it.
+            tracing::warn!("the shim of container {} does not answer", container.id);
+            return Ok(());
+        };
         drop(watch);
-        match alive {
+        match state {
             Ok(state) if state.status != Status::Stopped => self.spawn_monitor(container).map(drop),
             Ok(state) => {
                 let mut ended = self.post_mortem(container, "");
@@ -41,6 +52,17 @@ impl Engine {
                 self.finish(container, &ended)
             }
         }
+    }
+
+    /// There is no shim: how its container ended is what it has left behind.
+    fn reap_lost(
+        &self,
+        container: &Container,
+        watch: ContainerLock,
+        error: &EngineError,
+    ) -> Result<(), EngineError> {
+        drop(watch);
+        self.finish(container, &self.post_mortem(container, &error.to_string()))
     }
 
     /// Its owner died between intent and deed.

@@ -105,13 +105,70 @@ fn a_killed_shim_ends_an_attached_run() {
 }
 
 #[test]
+fn a_shim_that_does_not_answer_is_killed() {
+    let host = host!();
+    host.caisson(&["run", "-d", "--name", "stuck", "tools", "sleep", "1000"]).succeeded();
+    for (pid, program) in host.processes() {
+        if program.contains("shim") {
+            kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+        }
+    }
+    host.caisson(&["ps"]).succeeded().showed("stuck");
+    host.caisson(&["rm", "-f", "stuck"])
+        .exited_with(0)
+        .printed("stuck\n")
+        .complained("does not answer");
+    host.nothing_left();
+}
+
+#[test]
 fn a_killed_monitor_is_replaced() {
     let host = host!();
     host.caisson(&["run", "-d", "--rm", "tools", "sleep", "2"]).succeeded();
-    kill_all(&host, "caisson");
-    kill_all(&host, "no-such");
+    for (pid, program) in host.processes() {
+        if program == "caisson" {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        }
+    }
     host.caisson(&["ps", "-q"]).exited_with(0);
     host.nothing_left();
+}
+
+/// From before the record is written until after it is removed.
+#[test]
+fn a_caller_killed_at_any_time_leaves_nothing() {
+    let host = host!();
+    for millis in (0..120).step_by(6) {
+        let mut child = host.spawn(&["run", "--rm", "tools", "sleep", "0.03"]);
+        thread::sleep(Duration::from_millis(millis));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        host.caisson(&["ps", "-q"]).exited_with(0);
+        eventually(&format!("nothing is listed ({millis} ms)"), || {
+            host.caisson(&["ps", "-aq"]).stdout.is_empty()
+        });
+        host.nothing_left();
+    }
+}
+
+#[test]
+fn everything_killed_at_any_time_is_tidied() {
+    let host = host!();
+    for millis in (0..120).step_by(12) {
+        let mut child = host.spawn(&["run", "-d", "--name", "web", "tools", "sleep", "1000"]);
+        thread::sleep(Duration::from_millis(millis));
+        kill_all(&host, "");
+        child.wait().unwrap();
+        // Only then: a process of the container may just have been on its way.
+        kill_all(&host, "");
+        host.caisson(&["ps", "-q"]).exited_with(0);
+        let listed = host.caisson(&["ps", "-aq"]).succeeded().stdout;
+        assert!(listed.lines().count() <= 1, "{listed}");
+        if !listed.is_empty() {
+            host.caisson(&["rm", "-f", "web"]).exited_with(0);
+        }
+        host.nothing_left();
+    }
 }
 
 #[test]

@@ -78,6 +78,8 @@ impl Host {
             "--change",
             "ENV FROM_IMAGE=yes",
             "--change",
+            &format!("ENV {}", self.mark()),
+            "--change",
             "CMD [\"echo\",\"default command\"]",
             tar,
             name,
@@ -126,6 +128,23 @@ impl Host {
         command.spawn().unwrap()
     }
 
+    /// In the environment of this host's containers.
+    fn mark(&self) -> String {
+        format!("TEST_HOST={}", self.directory.path().display())
+    }
+
+    /// Containers of this host, which unlike VMs outlive a shim that is killed.
+    fn containers(&self) -> Vec<i32> {
+        let mark = self.mark();
+        let is_marked = |pid: &i32| {
+            let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environ.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes())
+        };
+        let pids = fs::read_dir("/proc").unwrap().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(is_marked).collect()
+    }
+
     /// What containers have left: files beneath the state and container directories, and
     /// processes of theirs.
     pub(crate) fn leftovers(&self) -> String {
@@ -167,9 +186,10 @@ impl Host {
 }
 
 impl Drop for Host {
-    /// A failed test must not leave processes behind.
+    /// A test must not leave processes behind, whatever it killed.
     fn drop(&mut self) {
-        for (pid, _) in self.processes() {
+        let shims = self.processes().into_iter().map(|(pid, _)| pid);
+        for pid in shims.chain(self.containers()) {
             let pid = nix::unistd::Pid::from_raw(pid);
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }

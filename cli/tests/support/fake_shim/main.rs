@@ -33,6 +33,9 @@ fn main() {
         args[at + 1].clone()
     };
     let socket: i32 = value("--socket-fd").parse().expect("a number");
+    // SAFETY: changes the flags of a descriptor that is open. Containers must not hold it:
+    // a socket with a listener looks alive.
+    unsafe { libc::fcntl(socket, libc::F_SETFD, libc::FD_CLOEXEC) };
     let shim = Shim {
         bundle: value("--bundle").into(),
         socket: value("--socket").into(),
