@@ -47,7 +47,7 @@ pub struct StartArgs {
     #[arg(long)]
     pub icount: bool,
 
-    /// Stay and show the console until the machine ends
+    /// Stay and show the console until the machine ends; Ctrl-C ends it
     #[arg(long)]
     pub foreground: bool,
 }

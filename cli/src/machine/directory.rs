@@ -5,7 +5,7 @@ use std::{
     io,
     os::{
         fd::AsFd,
-        unix::fs::{DirBuilderExt, OpenOptionsExt},
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
 };
@@ -20,6 +20,11 @@ pub(super) enum DirectoryError {
         "make the directory {path}; `caisson machine` must run as root, or with a --root and --state of your own"
     )]
     Make { path: PathBuf, source: io::Error },
+    #[error(
+        "{path} belongs to another user or may be written by others, who would have the rights of \
+         root by the machine; remove it, or use another directory"
+    )]
+    NotPrivate { path: PathBuf },
     #[error("open {path}")]
     Open { path: PathBuf, source: io::Error },
     #[error("lock {path}")]
@@ -48,7 +53,12 @@ impl MachineDirectory {
                 .recursive(true)
                 .mode(0o700)
                 .create(&path)
-                .map_err(|source| DirectoryError::Make { path, source })?;
+                .and_then(|()| fs::metadata(&path))
+                .map_err(|source| DirectoryError::Make { path: path.clone(), source })
+                .and_then(|metadata| match is_private(&metadata) {
+                    true => Ok(()),
+                    false => Err(DirectoryError::NotPrivate { path }),
+                })?;
         }
         Ok(())
     }
@@ -95,6 +105,10 @@ impl MachineDirectory {
     }
 }
 
+fn is_private(metadata: &fs::Metadata) -> bool {
+    metadata.uid() == nix::unistd::geteuid().as_raw() && metadata.mode() & 0o022 == 0
+}
+
 pub(super) fn open_private(path: &Path) -> Result<File, DirectoryError> {
     OpenOptions::new()
         .read(true)
@@ -125,4 +139,24 @@ pub(super) fn try_lock(path: &Path) -> Result<Option<Flock<File>>, DirectoryErro
 pub(super) fn short_path(directory: &impl AsFd, name: &str) -> PathBuf {
     use std::os::fd::AsRawFd;
     PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_fd().as_raw_fd()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn directories_are_private_and_one_that_others_write_is_refused() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path();
+        let directory = MachineDirectory { run: path.join("run"), keep: path.join("keep") };
+        directory.create().unwrap();
+        for made in [&directory.run, &directory.keep, &directory.ports()] {
+            assert_eq!(fs::metadata(made).unwrap().mode() & 0o777, 0o700, "{}", made.display());
+        }
+        fs::set_permissions(directory.ports(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(directory.create(), Err(DirectoryError::NotPrivate { .. })));
+    }
 }

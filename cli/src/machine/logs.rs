@@ -8,7 +8,12 @@ use std::{
     time::Duration,
 };
 
-use super::{arguments::LogsArgs, directory::MachineDirectory, instance::Process};
+use nix::sys::{
+    signal::{SigSet, Signal},
+    signalfd::{SfdFlags, SignalFd},
+};
+
+use super::{arguments::LogsArgs, directory::MachineDirectory, instance::Process, stop};
 use crate::Globals;
 
 /// No more than this is read of a log to show its end.
@@ -27,11 +32,19 @@ pub(super) fn command(globals: &Globals, options: &LogsArgs) -> anyhow::Result<E
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows the console as it grows, until the machine ends.
+/// Shows the console as it grows, until the machine ends, and ends it on Ctrl-C.
 pub(super) fn follow(directory: &MachineDirectory) -> anyhow::Result<()> {
+    let asked_to_end: SigSet =
+        [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+    asked_to_end.thread_block()?;
+    let asked =
+        SignalFd::with_flags(&asked_to_end, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
     let mut console = File::open(directory.console())?;
     while let Some(process) = Process::find(directory)? {
         copy_inert(&mut console)?;
+        if asked.read_signal()?.is_some() {
+            stop::stop(directory, false)?;
+        }
         process.wait(FOLLOW);
     }
     copy_inert(&mut console)
