@@ -15,7 +15,7 @@ use super::{directory::short_path, qemu::socket_name};
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectionError {
-    #[error("the machine has ended")]
+    #[error("the machine has ended; `caisson machine logs` shows its last words")]
     Ended,
     #[error("talk to the machine")]
     Io(#[source] io::Error),
