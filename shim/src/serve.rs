@@ -11,7 +11,7 @@ use std::{
     },
     path::PathBuf,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use containerd_shim::{
@@ -23,7 +23,7 @@ use containerd_shim::{
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::{sleep, timeout},
+    time::{sleep, sleep_until, timeout},
 };
 
 use crate::{
@@ -36,8 +36,9 @@ use crate::{
     vm::VmLauncher,
 };
 
-/// A client that has not started anything by then has died on the way.
-const START_DEADLINE: Duration = Duration::from_secs(180);
+/// A client that leaves a shim for this long without a container, or with one that is not
+/// started, has died on the way.
+const START_DEADLINE: Duration = Duration::from_secs(60);
 
 /// How long replies that are under way may take.
 const REPLY_GRACE: Duration = Duration::from_millis(500);
@@ -177,11 +178,14 @@ async fn end(service: &Service, why: &str) {
     service.shutdown(true).await;
 }
 
-/// Resolves once, if by the deadline nothing was started; else never.
+/// Resolves when for a while there has been nothing that anybody started.
 async fn abandoned(service: &Service) {
-    sleep(START_DEADLINE).await;
-    if !service.nothing_started() {
-        std::future::pending::<()>().await;
+    loop {
+        match service.idle_since().map(|since| since + START_DEADLINE) {
+            Some(deadline) if deadline <= Instant::now() => return,
+            Some(deadline) => sleep_until(deadline.into()).await,
+            None => sleep(START_DEADLINE).await,
+        }
     }
 }
 

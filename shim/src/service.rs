@@ -7,6 +7,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use containerd_shim::protos::events::task::TaskCreate;
@@ -27,9 +28,9 @@ pub struct Service {
     containers: Mutex<Containers>,
 }
 
-#[derive(Default)]
 struct Containers {
     slots: HashMap<String, Slot>,
+    last_change: Instant,
     /// No more are taken.
     closed: bool,
 }
@@ -41,7 +42,9 @@ enum Slot {
 
 impl Service {
     pub fn new(launcher: impl Launcher, events: EventSink) -> Arc<Self> {
-        Arc::new(Self { launcher: Box::new(launcher), events, containers: Mutex::default() })
+        let containers =
+            Containers { slots: HashMap::new(), last_change: Instant::now(), closed: false };
+        Arc::new(Self { launcher: Box::new(launcher), events, containers: Mutex::new(containers) })
     }
 
     /// Creates a container and tells so with `event`, whose container fields are filled in.
@@ -56,6 +59,7 @@ impl Service {
         let events = self.events.clone();
         let created = Container::create(request, self.launcher.as_ref(), events, cancelled).await;
         let mut containers = self.containers();
+        containers.last_change = Instant::now();
         match created {
             Ok(container) => {
                 container.publish_create(event);
@@ -84,8 +88,7 @@ impl Service {
         signal: u32,
         all: bool,
     ) -> Result<(), Error> {
-        if let Some(Slot::Creating { cancel }) = self.containers().slots.get(id) {
-            cancel.send_replace(true);
+        if self.cancel(id) {
             return Ok(());
         }
         self.get(id)?.kill(exec, signal, all).await
@@ -144,12 +147,26 @@ impl Service {
         }
     }
 
-    /// Whether no container runs or has run.
-    pub fn nothing_started(&self) -> bool {
-        self.containers().slots.values().all(|slot| match slot {
-            Slot::Creating { .. } => true,
+    /// Gives a creation up; false if there is none.
+    pub fn cancel(&self, id: &str) -> bool {
+        match self.containers().slots.get(id) {
+            Some(Slot::Creating { cancel }) => {
+                cancel.send_replace(true);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Since when nothing happens that somebody wanted; `None` if a container is being
+    /// created, runs, or has run.
+    pub fn idle_since(&self) -> Option<Instant> {
+        let containers = self.containers();
+        let idle = containers.slots.values().all(|slot| match slot {
+            Slot::Creating { .. } => false,
             Slot::Ready(container) => container.is_unstarted(),
-        })
+        });
+        idle.then_some(containers.last_change)
     }
 
     fn reserve(&self, id: &str) -> Result<Cancelled, Error> {
@@ -175,6 +192,7 @@ impl Service {
         );
         if same {
             containers.slots.remove(&container.id);
+            containers.last_change = Instant::now();
         }
         same
     }

@@ -141,7 +141,11 @@ impl Task for TaskService {
         request: CreateTaskRequest,
     ) -> TtrpcResult<CreateTaskResponse> {
         log::info!("create {:?}, bundle {:?}", request.id, request.bundle);
-        let pid = unbroken(self.clone().create_task(request)).await?;
+        let abandoned =
+            Abandoned { service: self.service.clone(), id: request.id.clone(), armed: true };
+        let created = unbroken(self.clone().create_task(request)).await;
+        abandoned.disarm();
+        let pid = created?;
         Ok(CreateTaskResponse { pid, ..Default::default() })
     }
 
@@ -276,6 +280,27 @@ impl Task for TaskService {
             Ok(())
         };
         unbroken(shutdown).await.map(empty)
+    }
+}
+
+/// Gives a creation up whose handler ttrpc has dropped: nobody waits for it any more.
+struct Abandoned {
+    service: Arc<Service>,
+    id: String,
+    armed: bool,
+}
+
+impl Abandoned {
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        if self.armed && self.service.cancel(&self.id) {
+            log::warn!("the creation of {:?} is given up: its caller is gone", self.id);
+        }
     }
 }
 

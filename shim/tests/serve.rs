@@ -5,6 +5,8 @@ mod support;
 
 use std::{
     fs,
+    io::Write,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -16,6 +18,9 @@ use caisson_shim::{
     exit::Exit,
     kind::ErrorKind,
     vm,
+};
+use containerd_shim::protos::{
+    api::CreateTaskRequest, protobuf::Message, ttrpc::proto::Request, types::mount::Mount,
 };
 
 struct Host {
@@ -259,6 +264,51 @@ fn shutdown_ends_a_running_container_only_when_told_now() {
     eventually("the shim exits", || !is_alive(shim));
     assert!(!is_alive(vmm));
     assert_eq!(host.leftovers("busy"), Vec::<String>::new());
+}
+
+#[test]
+fn a_client_that_dies_during_the_boot_takes_the_vm_along() {
+    let Some(host) = Host::new() else { return };
+    let client = host.spawn("silent-2", "true");
+    let journal = host.path("silent-2/sandbox.json");
+    let dying = begin_create(&host, "silent-2");
+    eventually("the VM boots", || journal.exists());
+    drop(dying);
+    let start = Instant::now();
+    eventually("the VM is gone", || !journal.exists());
+    assert!(start.elapsed() < Duration::from_secs(2), "that was the boot's own deadline");
+    client.shutdown(false).unwrap();
+    assert_eq!(host.leftovers("silent-2"), Vec::<String>::new());
+}
+
+/// Sends a Create as one ttrpc message and leaves its reply alone.
+fn begin_create(host: &Host, id: &str) -> UnixStream {
+    let spec = host.create_spec(id);
+    let mount = Mount {
+        type_: "erofs".into(),
+        source: spec.rootfs[0].source.clone(),
+        ..Default::default()
+    };
+    let create = CreateTaskRequest {
+        id: id.into(),
+        bundle: host.path(id).to_str().unwrap().into(),
+        rootfs: vec![mount],
+        ..Default::default()
+    };
+    let request = Request {
+        service: "containerd.task.v2.Task".into(),
+        method: "Create".into(),
+        payload: create.write_to_bytes().unwrap(),
+        ..Default::default()
+    };
+    let payload = request.write_to_bytes().unwrap();
+    let mut message = u32::try_from(payload.len()).unwrap().to_be_bytes().to_vec();
+    // Stream 1, a request, no flags.
+    message.extend([0, 0, 0, 1, 1, 0]);
+    message.extend(payload);
+    let mut stream = UnixStream::connect(host.path(&format!("shims/{id}.sock"))).unwrap();
+    stream.write_all(&message).unwrap();
+    stream
 }
 
 #[test]

@@ -206,3 +206,149 @@ impl Lost {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::OpenOptionsExt, path::Path, time::Instant};
+
+    use super::*;
+    use crate::stdio::StdioSpec;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn make_fifo(path: &Path) {
+        let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+        // SAFETY: the path is a NUL-terminated string.
+        assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
+    }
+
+    /// A relay to `stdout` and the process's end of it.
+    fn output_to(stdout: String) -> (Relays, UnixStream) {
+        let spec = StdioSpec { stdout, ..Default::default() };
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let streams = Streams { stdout: Some(ours), ..Default::default() };
+        (Relays::start(spec.open().unwrap(), streams), theirs)
+    }
+
+    fn fifo(directory: &tempfile::TempDir, name: &str) -> String {
+        let path = directory.path().join(name);
+        make_fifo(&path);
+        path.to_str().unwrap().to_owned()
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_gets_every_byte() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = fifo(&directory, "out");
+        let (relays, mut process) = output_to(path.clone());
+        let reader = std::thread::spawn(move || {
+            let mut file = fs::File::open(path).unwrap();
+            let (mut all, mut buffer) = (Vec::new(), [0; 3000]);
+            loop {
+                match std::io::Read::read(&mut file, &mut buffer).unwrap() {
+                    0 => return all,
+                    count => all.extend_from_slice(&buffer[..count]),
+                }
+                if all.len() % 30_000 == 0 {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+        let sent: Vec<u8> = (0..4_000_000_u32).map(|at| (at / 7) as u8).collect();
+        process.write_all(&sent).await.unwrap();
+        drop(process);
+        assert!(relays.drained(LONG, LONG).await);
+        drop(relays);
+        assert!(reader.join().unwrap() == sent, "the bytes are others");
+    }
+
+    #[tokio::test]
+    async fn without_a_reader_the_process_waits_and_nothing_is_lost() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = fifo(&directory, "out");
+        let (relays, mut process) = output_to(path.clone());
+        // What a FIFO, a socket and one buffer hold; far below what is offered.
+        let endless = async {
+            let mut written = 0_usize;
+            loop {
+                written += process.write(&[b'x'; 8192]).await.unwrap();
+                assert!(written < 4 << 20, "nobody holds the process back");
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_millis(500), endless).await.is_err());
+        let before = Instant::now();
+        let brief = Duration::from_millis(200);
+        assert!(!relays.drained(brief, brief).await, "a stalled reader is given up on");
+        assert!(before.elapsed() < Duration::from_secs(5));
+        // A reader that comes after all finds what waits.
+        let mut options = fs::OpenOptions::new();
+        let mut late = options.read(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap();
+        let mut byte = [0];
+        std::io::Read::read_exact(&mut late, &mut byte).unwrap();
+        assert_eq!(&byte, b"x");
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_stays_open_is_not_waited_for_for_ever() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("out");
+        let (relays, mut process) = output_to(format!("file://{}", file.display()));
+        process.write_all(b"said").await.unwrap();
+        assert!(!relays.drained(Duration::from_millis(300), LONG).await);
+        assert_eq!(fs::read(&file).unwrap(), b"said");
+        process.write_all(b" more").await.unwrap();
+        drop(process);
+        assert!(relays.drained(LONG, LONG).await);
+        assert_eq!(fs::read(&file).unwrap(), b"said more");
+    }
+
+    #[tokio::test]
+    async fn both_outputs_share_one_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("log");
+        let log = format!("json-file://{}", file.display());
+        let spec = StdioSpec { stdout: log.clone(), stderr: log, ..Default::default() };
+        let (out, mut stdout) = UnixStream::pair().unwrap();
+        let (err, mut stderr) = UnixStream::pair().unwrap();
+        let streams = Streams { stdin: None, stdout: Some(out), stderr: Some(err) };
+        let relays = Relays::start(spec.open().unwrap(), streams);
+        for number in 0..200 {
+            stdout.write_all(format!("out {number}\n").as_bytes()).await.unwrap();
+            stderr.write_all(format!("err {number}\n").as_bytes()).await.unwrap();
+        }
+        drop((stdout, stderr));
+        assert!(relays.drained(LONG, LONG).await);
+        let text = fs::read_to_string(file).unwrap();
+        let records: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        for (stream, word) in [("stdout", "out"), ("stderr", "err")] {
+            let lines = records.iter().filter(|record| record["stream"] == stream);
+            let lines: String = lines.map(|record| record["log"].as_str().unwrap()).collect();
+            let expected: String = (0..200).map(|number| format!("{word} {number}\n")).collect();
+            assert_eq!(lines, expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_that_stops_reading_frees_the_writer() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = fifo(&directory, "in");
+        let spec = StdioSpec { stdin: path.clone(), ..Default::default() };
+        let (ours, process) = UnixStream::pair().unwrap();
+        let streams = Streams { stdin: Some(ours), ..Default::default() };
+        let _relays = Relays::start(spec.open().unwrap(), streams);
+        let mut writer = fs::OpenOptions::new().write(true).open(path).unwrap();
+        drop(process);
+        let written = tokio::task::spawn_blocking(move || {
+            let start = Instant::now();
+            while start.elapsed() < LONG {
+                if let Err(error) = std::io::Write::write_all(&mut writer, b"unread") {
+                    return error.kind();
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            panic!("the writer goes on for ever");
+        });
+        assert_eq!(written.await.unwrap(), io::ErrorKind::BrokenPipe);
+    }
+}
