@@ -122,8 +122,8 @@ impl Shim for CaissonShim {
         tokio::spawn(forward(publisher, self.namespace.clone(), events));
         let directories = Directories::default();
         let launcher = VmLauncher { assets, state: directories.state };
-        let service = Service::new(launcher, sink);
-        TaskService::new(service, Source { root: directories.root }, self.exit.clone())
+        let service = Service::new(launcher, Source { root: directories.root }, sink);
+        TaskService::new(service, self.exit.clone())
     }
 }
 

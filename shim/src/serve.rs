@@ -145,10 +145,10 @@ pub async fn serve(options: Options) -> Result<(), ServeError> {
     let listener = listener(options.socket_fd)?;
     let launcher =
         VmLauncher { assets: Assets::locate()?, state: options.directories.state.clone() };
-    let service = Service::new(launcher, EventSink::none());
-    let exit = Arc::new(ExitSignal::default());
     let rootfs = Source { root: options.directories.root };
-    let task = TaskService::new(service.clone(), rootfs, exit.clone());
+    let service = Service::new(launcher, rootfs, EventSink::none());
+    let exit = Arc::new(ExitSignal::default());
+    let task = TaskService::new(service.clone(), exit.clone());
     let task: Arc<dyn Task + Send + Sync> = Arc::new(task);
     let mut server = Server::new().add_listener(listener).register_service(create_task(task));
     server.start().await?;

@@ -19,11 +19,13 @@ use crate::{
     events::EventSink,
     exit::Exit,
     plan,
+    rootfs::Source,
     sandbox::{Cancelled, Launcher},
 };
 
 pub struct Service {
     launcher: Box<dyn Launcher>,
+    rootfs: Source,
     events: EventSink,
     containers: Mutex<Containers>,
 }
@@ -41,10 +43,15 @@ enum Slot {
 }
 
 impl Service {
-    pub fn new(launcher: impl Launcher, events: EventSink) -> Arc<Self> {
+    pub fn new(launcher: impl Launcher, rootfs: Source, events: EventSink) -> Arc<Self> {
         let containers =
             Containers { slots: HashMap::new(), last_change: Instant::now(), closed: false };
-        Arc::new(Self { launcher: Box::new(launcher), events, containers: Mutex::new(containers) })
+        Arc::new(Self {
+            launcher: Box::new(launcher),
+            rootfs,
+            events,
+            containers: Mutex::new(containers),
+        })
     }
 
     /// Creates a container and tells so with `event`, whose container fields are filled in.
@@ -57,7 +64,9 @@ impl Service {
         plan::check_id("the container's id", &id)?;
         let cancelled = self.reserve(&id)?;
         let events = self.events.clone();
-        let created = Container::create(request, self.launcher.as_ref(), events, cancelled).await;
+        let created =
+            Container::create(request, self.launcher.as_ref(), &self.rootfs, events, cancelled)
+                .await;
         let mut containers = self.containers();
         containers.last_change = Instant::now();
         match created {

@@ -35,7 +35,6 @@ use crate::{
     kind::{self, ErrorKind},
     metrics::{self, Shape},
     process::Phase,
-    rootfs::{Rootfs, Source},
     service::Service,
     stdio::StdioSpec,
 };
@@ -49,14 +48,13 @@ const VERSION: &str = "v2";
 #[derive(Clone)]
 pub struct TaskService {
     service: Arc<Service>,
-    rootfs: Arc<Source>,
     exit: Arc<ExitSignal>,
 }
 
 impl TaskService {
     /// `exit` is signalled when the shim is to end.
-    pub fn new(service: Arc<Service>, rootfs: Source, exit: Arc<ExitSignal>) -> Self {
-        Self { service, rootfs: Arc::new(rootfs), exit }
+    pub fn new(service: Arc<Service>, exit: Arc<ExitSignal>) -> Self {
+        Self { service, exit }
     }
 
     async fn create_task(self, request: CreateTaskRequest) -> Result<u32, Error> {
@@ -64,7 +62,7 @@ impl TaskService {
             return Err(Error::Unsupported("a microVM cannot be restored from a CRIU checkpoint"));
         }
         let bundle = PathBuf::from(&request.bundle);
-        let mounts: Vec<_> = request.rootfs.iter().map(from_mount).collect();
+        let rootfs = request.rootfs.iter().map(from_mount).collect();
         let stdio = StdioSpec {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -82,7 +80,6 @@ impl TaskService {
             }),
             ..Default::default()
         };
-        let rootfs: Rootfs = self.rootfs.open(&request.id, &bundle, mounts).await?;
         let create = CreateRequest { id: request.id, bundle, rootfs, stdio };
         Ok(self.service.create(create, event).await?.pid())
     }

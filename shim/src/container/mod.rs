@@ -34,12 +34,13 @@ use tokio::time::timeout;
 
 use crate::{
     agent_client::CallError,
+    client::RootfsMount,
     error::Error,
     events::{self, EventSink},
     exit::Exit,
     plan::{self, HostSize},
     process::{Phase, Process},
-    rootfs::Rootfs,
+    rootfs::Source,
     sandbox::{Cancelled, Launcher, Sandbox, SandboxSpec},
     stages,
     stdio::{OpenStdio, StdioSpec},
@@ -52,7 +53,8 @@ const LOST_GRACE: Duration = Duration::from_secs(1);
 pub struct CreateRequest {
     pub id: String,
     pub bundle: PathBuf,
-    pub rootfs: Rootfs,
+    /// In containerd's shape; none for the bundle's own root directory.
+    pub rootfs: Vec<RootfsMount>,
     pub stdio: StdioSpec,
 }
 
@@ -77,6 +79,7 @@ impl Container {
     pub async fn create(
         request: CreateRequest,
         launcher: &dyn Launcher,
+        source: &Source,
         events: EventSink,
         mut cancelled: Cancelled,
     ) -> Result<Arc<Self>, Error> {
@@ -87,15 +90,15 @@ impl Container {
         let open = stdio.open()?;
         let next_port = AtomicU32::new(FIRST_STREAM_PORT);
         let ports = open.ports(|| next_port.fetch_add(1, Ordering::Relaxed));
-        let readonly = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
-        let surroundings = plan::Surroundings {
-            rootfs: rootfs.plan(readonly),
-            ports,
-            terminal: stdio.terminal,
-            vcpus: size.vcpus,
-        };
-        let plan: ContainerPlan = plan::container(&id, &spec, surroundings)?;
+        let surroundings =
+            plan::Surroundings { ports, terminal: stdio.terminal, vcpus: size.vcpus };
+        let mut plan: ContainerPlan = plan::container(&id, &spec, surroundings)?;
         let seccomp = plan.process.seccomp.clone();
+        let rootfs = tokio::select! {
+            opened = source.open(&id, &bundle, rootfs) => opened?,
+            () = cancelled.cancelled() => return Err(Error::Cancelled { id }),
+        };
+        plan.rootfs = rootfs.plan(plan.rootfs.readonly);
 
         let spec = SandboxSpec { id: id.clone(), bundle: bundle.clone(), size, rootfs };
         let sandbox = launcher.launch(spec, cancelled.clone()).await?;

@@ -91,14 +91,14 @@ pub fn check_id(what: &str, id: &str) -> Result<(), PlanError> {
 
 /// What of the plan comes from elsewhere than the spec.
 pub struct Surroundings {
-    pub rootfs: RootfsPlan,
     pub ports: StdioPorts,
     /// The Task API's word on the terminal.
     pub terminal: bool,
     pub vcpus: u8,
 }
 
-/// The plan of container `id`.
+/// The plan of container `id`, its root filesystem's images still to be filled in: those are
+/// opened, or even made, only for a spec that is good.
 pub fn container(
     id: &str,
     spec: &Spec,
@@ -114,9 +114,10 @@ pub fn container(
     let namespaces = namespaces::translate(&linux)?;
     let sysctls = namespaces::sysctls(&linux, &namespaces)?;
     let resources = linux.resources().clone().unwrap_or_default();
+    let readonly = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
     Ok(ContainerPlan {
         id: id.to_owned(),
-        rootfs: surroundings.rootfs,
+        rootfs: RootfsPlan { layers: Vec::new(), writable: None, readonly },
         process,
         stdio: surroundings.ports,
         hostname: uts_name("hostname", spec.hostname(), namespaces.uts)?,

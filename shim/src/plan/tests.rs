@@ -3,7 +3,7 @@
 use std::{fs, os::unix::net::UnixListener, path::Path};
 
 use caisson_agent_protocol::plan::{
-    DeviceKind, FilePlan, MountPlan, PidNamespace, RootfsPlan, TerminalSize, UserPlan,
+    DeviceKind, FilePlan, MountPlan, PidNamespace, TerminalSize, UserPlan,
 };
 use serde_json::{Value, json};
 
@@ -62,12 +62,7 @@ fn base() -> Value {
 }
 
 fn surroundings() -> Surroundings {
-    Surroundings {
-        rootfs: RootfsPlan { layers: vec![], writable: None, readonly: false },
-        ports: StdioPorts::default(),
-        terminal: false,
-        vcpus: 2,
-    }
+    Surroundings { ports: StdioPorts::default(), terminal: false, vcpus: 2 }
 }
 
 fn planned(spec: &Value) -> Result<ContainerPlan, PlanError> {

@@ -13,6 +13,7 @@ use std::{
         unix::{ffi::OsStrExt, fs::DirBuilderExt},
     },
     path::{Path, PathBuf},
+    process,
     time::UNIX_EPOCH,
 };
 
@@ -76,21 +77,33 @@ impl Snapshots<'_> {
         if entries.next().is_none() {
             return Ok(None);
         }
-        let path = self.directory("scratch")?.join(format!("{id}.upper.erofs"));
+        let path = self.temporary(id, "upper")?;
         convert(directory, &path, id.to_owned())?;
         open_nameless("erofs", &path, false).map(Some)
     }
 
     /// A new writable disk, whose file has no name.
     fn scratch(&self, id: &str) -> Result<Image, RootfsError> {
-        let path = self.directory("scratch")?.join(format!("{id}.ext4"));
-        // Of a shim that was killed between the two steps below.
-        let _ = fs::remove_file(&path);
+        let path = self.temporary(id, "disk")?;
         let made = Store::open(self.root)
             .map_err(caisson_rootfs::DiskError::from)
             .and_then(|store| store.create_writable_disk(&path, DEFAULT_DISK_BYTES));
         made.map_err(RootfsError::Disk)?;
         open_nameless("ext4", &path, true)
+    }
+
+    /// A free name for a file that loses it once it is open. Files of shims that were
+    /// killed in between are removed.
+    fn temporary(&self, id: &str, what: &str) -> Result<PathBuf, RootfsError> {
+        let directory = self.directory("scratch")?;
+        for path in fs::read_dir(&directory).into_iter().flatten().flatten().map(|e| e.path()) {
+            let maker = path.extension().and_then(|pid| pid.to_str()?.parse::<u32>().ok());
+            let gone = |pid: u32| !Path::new("/proc").join(pid.to_string()).exists();
+            if maker.is_some_and(gone) {
+                let _ = fs::remove_file(path);
+            }
+        }
+        Ok(directory.join(format!("{id}.{what}.{}", process::id())))
     }
 
     fn directory(&self, name: &str) -> Result<PathBuf, RootfsError> {
@@ -264,6 +277,25 @@ mod tests {
         let rootfs = host.rootfs(&trees).unwrap();
         assert_eq!(rootfs.layers.len(), 1);
         assert_eq!(fs::read_dir(host.root().join("scratch")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_killed_shim_left_is_removed() {
+        if !has_mke2fs() {
+            return;
+        }
+        let host = Host::new();
+        let scratch = host.root().join("scratch");
+        fs::create_dir_all(&scratch).unwrap();
+        let mut dead = process::Command::new("true").spawn().unwrap();
+        dead.wait().unwrap();
+        let (stale, living) =
+            (format!("a.disk.{}", dead.id()), format!("b.disk.{}", process::id()));
+        for name in [&stale, &living] {
+            fs::write(scratch.join(name), "").unwrap();
+        }
+        host.rootfs(&[Tree::Active(host.snapshot("a"))]).unwrap();
+        assert!(!scratch.join(stale).exists() && scratch.join(living).exists());
     }
 
     #[test]

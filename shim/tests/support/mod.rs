@@ -14,10 +14,11 @@ use std::{
 use async_trait::async_trait;
 use caisson_shim::{
     agent_client::{AgentClient, Deadlines},
+    client::RootfsMount,
     container::CreateRequest,
     events::{BoxedEvent, EventSink},
     kind::ErrorKind,
-    rootfs::{Image, Rootfs},
+    rootfs::Source,
     sandbox::{Cancelled, End, LaunchError, Launcher, Sandbox, SandboxSpec},
     service::Service,
     stdio::StdioSpec,
@@ -146,8 +147,10 @@ impl Fixture {
 
     pub fn with(launcher: FakeLauncher) -> Self {
         let (sink, events) = EventSink::channel();
-        let service = Service::new(launcher.clone(), sink);
-        Self { service, launcher, events, directory: tempfile::tempdir().unwrap() }
+        let directory = tempfile::tempdir().unwrap();
+        let source = Source { root: directory.path().join("root") };
+        let service = Service::new(launcher.clone(), source, sink);
+        Self { service, launcher, events, directory }
     }
 
     /// A bundle whose process is `sh -c script`.
@@ -172,8 +175,11 @@ impl Fixture {
         fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
         let image = bundle.join("layer.erofs");
         fs::write(&image, [0; 4096]).unwrap();
-        let rootfs =
-            Rootfs { layers: vec![Image::open("erofs", &image, false).unwrap()], scratch: None };
+        let rootfs = vec![RootfsMount {
+            fstype: "erofs".into(),
+            source: image.to_str().unwrap().into(),
+            options: vec![],
+        }];
         let output = |name: &str| format!("file://{}", bundle.join(name).display());
         let stdio =
             StdioSpec { stdout: output("stdout"), stderr: output("stderr"), ..Default::default() };
