@@ -11,7 +11,7 @@ const GROUPS: [(&str, &[&str]); 2] = [
         "Common Commands",
         &["run", "exec", "ps", "images", "load", "import", "version", "info", "doctor"],
     ),
-    ("Management Commands", &["machine"]),
+    ("Management Commands", &["container", "image", "machine"]),
 ];
 
 /// Makes a derived command parse as Docker's do: flags may repeat, a value may begin with

@@ -1,10 +1,12 @@
-//! `container prune`, and the hidden command of the monitor.
+//! `container …`, and the hidden command of the monitor.
 
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::print_line;
+use super::{
+    Command, attach, create, exec, inspect, kill, logs, print_line, ps, rm, run, start, stop, wait,
+};
 use crate::{
     engine::{self, Engine},
     failure::{CommandResult, Failure},
@@ -12,23 +14,63 @@ use crate::{
     records::State,
 };
 
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Debug)]
 pub struct ContainerArgs {
     #[command(subcommand)]
-    command: ContainerCommand,
+    pub(super) command: ContainerCommand,
 }
 
-#[derive(Subcommand, Clone, Debug)]
-enum ContainerCommand {
+#[derive(Subcommand, Debug)]
+pub enum ContainerCommand {
+    /// Attach local standard input, output, and error streams to a running container
+    #[command(override_usage = "caisson container attach [OPTIONS] CONTAINER")]
+    Attach(attach::AttachArgs),
+    /// Create a new container
+    #[command(override_usage = "caisson container create [OPTIONS] IMAGE [COMMAND] [ARG...]")]
+    Create(create::CreateArgs),
+    /// Execute a command in a running container
+    #[command(override_usage = "caisson container exec [OPTIONS] CONTAINER COMMAND [ARG...]")]
+    Exec(exec::ExecArgs),
+    /// Display detailed information on one or more containers
+    #[command(override_usage = "caisson container inspect [OPTIONS] CONTAINER [CONTAINER...]")]
+    Inspect(inspect::InspectArgs),
+    /// Kill one or more running containers
+    #[command(override_usage = "caisson container kill [OPTIONS] CONTAINER [CONTAINER...]")]
+    Kill(kill::KillArgs),
+    /// Fetch the logs of a container
+    #[command(override_usage = "caisson container logs [OPTIONS] CONTAINER")]
+    Logs(logs::LogsArgs),
+    /// List containers
+    #[command(override_usage = "caisson container ls [OPTIONS]", visible_aliases = ["list", "ps"])]
+    Ls(ps::PsArgs),
     /// Remove all stopped containers
+    #[command(override_usage = "caisson container prune [OPTIONS]")]
     Prune(PruneArgs),
+    /// Remove one or more containers
+    #[command(
+        override_usage = "caisson container rm [OPTIONS] CONTAINER [CONTAINER...]",
+        visible_alias = "remove"
+    )]
+    Rm(rm::RmArgs),
+    /// Create and run a new container from an image
+    #[command(override_usage = "caisson container run [OPTIONS] IMAGE [COMMAND] [ARG...]")]
+    Run(run::RunArgs),
+    /// Start one or more stopped containers
+    #[command(override_usage = "caisson container start [OPTIONS] CONTAINER [CONTAINER...]")]
+    Start(start::StartArgs),
+    /// Stop one or more running containers
+    #[command(override_usage = "caisson container stop [OPTIONS] CONTAINER [CONTAINER...]")]
+    Stop(stop::StopArgs),
+    /// Block until one or more containers stop, then print their exit codes
+    #[command(override_usage = "caisson container wait CONTAINER [CONTAINER...]")]
+    Wait(wait::WaitArgs),
 }
 
 #[derive(Args, Clone, Debug)]
-struct PruneArgs {
+pub struct PruneArgs {
     /// Do not prompt for confirmation
     #[arg(short, long)]
-    force: bool,
+    pub(super) force: bool,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -36,8 +78,31 @@ pub struct MonitorArgs {
     id: String,
 }
 
-pub(super) fn container(globals: &Globals, args: ContainerArgs) -> CommandResult {
-    let ContainerCommand::Prune(args) = args.command;
+impl ContainerCommand {
+    /// The same command without `container` before it.
+    pub(super) fn flatten(self) -> Command {
+        match self {
+            Self::Attach(args) => Command::Attach(args),
+            Self::Create(args) => Command::Create(args),
+            Self::Exec(args) => Command::Exec(args),
+            Self::Inspect(args) => Command::Inspect(inspect::InspectArgs {
+                kind: Some(inspect::Kind::Container),
+                ..args
+            }),
+            Self::Kill(args) => Command::Kill(args),
+            Self::Logs(args) => Command::Logs(args),
+            Self::Ls(args) => Command::Ps(args),
+            Self::Prune(args) => Command::Container(ContainerArgs { command: Self::Prune(args) }),
+            Self::Rm(args) => Command::Rm(args),
+            Self::Run(args) => Command::Run(args),
+            Self::Start(args) => Command::Start(args),
+            Self::Stop(args) => Command::Stop(args),
+            Self::Wait(args) => Command::Wait(args),
+        }
+    }
+}
+
+pub(super) fn prune(globals: &Globals, args: &PruneArgs) -> CommandResult {
     if !args.force {
         return Err(Failure::message(
             "this removes all stopped containers; `caisson container prune --force` does it",

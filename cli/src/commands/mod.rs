@@ -7,6 +7,7 @@ mod container;
 mod create;
 mod doctor;
 mod exec;
+mod image;
 mod images;
 mod import;
 mod info;
@@ -27,6 +28,8 @@ mod wait;
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use container::ContainerCommand;
+use image::ImageCommand;
 
 use crate::{
     accel::{self, Host, Place},
@@ -45,7 +48,7 @@ pub enum Command {
     #[command(override_usage = "caisson exec [OPTIONS] CONTAINER COMMAND [ARG...]")]
     Exec(exec::ExecArgs),
     /// List containers
-    #[command(override_usage = "caisson ps [OPTIONS]", visible_alias = "ls")]
+    #[command(override_usage = "caisson ps [OPTIONS]")]
     Ps(ps::PsArgs),
     /// List images
     #[command(override_usage = "caisson images [OPTIONS] [REPOSITORY[:TAG]]")]
@@ -63,7 +66,7 @@ pub enum Command {
     #[command(override_usage = "caisson completion SHELL")]
     Completion(completion::CompletionArgs),
     /// Manage containers
-    #[command(override_usage = "caisson container COMMAND", hide = true)]
+    #[command(override_usage = "caisson container COMMAND")]
     Container(container::ContainerArgs),
     /// Create a new container
     #[command(override_usage = "caisson create [OPTIONS] IMAGE [COMMAND] [ARG...]")]
@@ -71,6 +74,9 @@ pub enum Command {
     /// Check what this host offers to containers
     #[command(override_usage = "caisson doctor [OPTIONS]")]
     Doctor(doctor::DoctorArgs),
+    /// Manage images
+    #[command(override_usage = "caisson image COMMAND")]
+    Image(image::ImageArgs),
     /// Display system-wide information
     #[command(override_usage = "caisson info [OPTIONS]")]
     Info(info::InfoArgs),
@@ -117,6 +123,11 @@ struct NotRoot;
 
 /// Carries the command out, here or in the machine.
 pub fn dispatch(globals: &Globals, command: Command) -> CommandResult {
+    let command = match command {
+        Command::Container(args) => args.command.flatten(),
+        Command::Image(args) => args.command.flatten(),
+        command => command,
+    };
     if command.touches_state() {
         let decided = accel::decide(globals.accel, machine::is_inside(), &Host::probe());
         let place = decided.map_err(|error| command.failed(Failure::from(error)))?;
@@ -138,10 +149,17 @@ fn here(globals: &Globals, command: Command) -> CommandResult {
     match command {
         Command::Attach(args) => attach::attach(globals, &args),
         Command::Completion(args) => completion::completion(&args),
-        Command::Container(args) => container::container(globals, args),
+        Command::Container(container::ContainerArgs { command: ContainerCommand::Prune(args) }) => {
+            container::prune(globals, &args)
+        }
+        Command::Container(args) => here(globals, args.command.flatten()),
         Command::Create(args) => create::create(globals, &args),
         Command::Doctor(args) => doctor::doctor(globals, &args),
         Command::Exec(args) => exec::exec(globals, &args),
+        Command::Image(image::ImageArgs { command: ImageCommand::Prune(args) }) => {
+            image::prune(globals, &args)
+        }
+        Command::Image(args) => here(globals, args.command.flatten()),
         Command::Images(args) => images::images(globals, &args),
         Command::Import(args) => import::import(globals, &args),
         Command::Info(args) => info::info(globals, &args),

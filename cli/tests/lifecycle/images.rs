@@ -32,6 +32,25 @@ fn an_image_in_use_names_its_containers() {
 }
 
 #[test]
+fn the_management_commands_are_the_same() {
+    let host = host!();
+    host.caisson(&["container", "run", "--name", "managed", "tools"])
+        .succeeded()
+        .printed("default command\n");
+    host.caisson(&["container", "ls", "-a", "--format", "{{.Names}}"])
+        .succeeded()
+        .printed("managed\n");
+    host.caisson(&["container", "inspect", "tools"]).exited_with(1).complained("No such container");
+    host.caisson(&["container", "rm", "managed"]).succeeded();
+    host.caisson(&["image", "ls", "-q"]).succeeded();
+    host.caisson(&["image", "prune"]).exited_with(1).complained("--force");
+    host.import("tools");
+    assert_eq!(host.caisson(&["images", "-q", "-f", "dangling=true"]).stdout.lines().count(), 1);
+    host.caisson(&["image", "prune", "-f"]).succeeded().showed("deleted: sha256:");
+    assert_eq!(host.caisson(&["images", "-aq"]).stdout.lines().count(), 1);
+}
+
+#[test]
 fn what_is_no_image_is_refused() {
     let host = host!();
     host.caisson(&["load", "-i", "/etc/passwd"]).exited_with(1).complained("/etc/passwd");

@@ -1,0 +1,85 @@
+//! `image …`.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use super::{Command, container::PruneArgs, images, import, inspect, load, print_line, rmi, tag};
+use crate::{
+    engine::Engine,
+    failure::{CommandResult, Failure},
+    format::units,
+    globals::Globals,
+};
+
+#[derive(Args, Debug)]
+pub struct ImageArgs {
+    #[command(subcommand)]
+    pub(super) command: ImageCommand,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum ImageCommand {
+    /// Import the contents from a tarball to create a filesystem image
+    #[command(override_usage = "caisson image import [OPTIONS] FILE|- [REPOSITORY[:TAG]]")]
+    Import(import::ImportArgs),
+    /// Display detailed information on one or more images
+    #[command(override_usage = "caisson image inspect [OPTIONS] IMAGE [IMAGE...]")]
+    Inspect(inspect::InspectArgs),
+    /// Load an image from a tar archive or STDIN
+    #[command(override_usage = "caisson image load [OPTIONS]")]
+    Load(load::LoadArgs),
+    /// List images
+    #[command(
+        override_usage = "caisson image ls [OPTIONS] [REPOSITORY[:TAG]]",
+        visible_alias = "list"
+    )]
+    Ls(images::ImagesArgs),
+    /// Remove images without a name that no container uses
+    #[command(override_usage = "caisson image prune [OPTIONS]")]
+    Prune(PruneArgs),
+    /// Remove one or more images
+    #[command(
+        override_usage = "caisson image rm [OPTIONS] IMAGE [IMAGE...]",
+        visible_alias = "remove"
+    )]
+    Rm(rmi::RmiArgs),
+    /// Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE
+    #[command(override_usage = "caisson image tag SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]")]
+    Tag(tag::TagArgs),
+}
+
+impl ImageCommand {
+    /// The same command without `image` before it.
+    pub(super) fn flatten(self) -> Command {
+        match self {
+            Self::Import(args) => Command::Import(args),
+            Self::Inspect(args) => {
+                Command::Inspect(inspect::InspectArgs { kind: Some(inspect::Kind::Image), ..args })
+            }
+            Self::Load(args) => Command::Load(args),
+            Self::Ls(args) => Command::Images(args),
+            Self::Prune(args) => Command::Image(ImageArgs { command: Self::Prune(args) }),
+            Self::Rm(args) => Command::Rmi(args),
+            Self::Tag(args) => Command::Tag(args),
+        }
+    }
+}
+
+pub(super) fn prune(globals: &Globals, args: &PruneArgs) -> CommandResult {
+    if !args.force {
+        return Err(Failure::message(
+            "this removes all images without a name; `caisson image prune --force` does it",
+        ));
+    }
+    let engine = Engine::open(globals)?;
+    for image in engine.store.images()? {
+        if image.references.is_empty() && image.leases == 0 {
+            let removed = engine.store.remove(&image.id.to_string(), false)?;
+            removed.deleted.iter().try_for_each(|id| print_line(&format!("deleted: {id}")))?;
+        }
+    }
+    let freed = engine.store.gc()?;
+    print_line(&format!("Total reclaimed space: {}", units::human_size(freed.bytes)))?;
+    Ok(ExitCode::SUCCESS)
+}
