@@ -3,14 +3,12 @@
 //! Blocking, without a runtime; each method is one call. A [`ShimClient`] may be shared
 //! between threads, so that one waits while another sends signals.
 
+mod spawn;
+
 use std::{
-    env, fs, io,
-    os::{
-        fd::{AsRawFd, IntoRawFd},
-        unix::{fs::OpenOptionsExt, net::UnixListener, process::CommandExt},
-    },
+    fs, io,
+    os::fd::IntoRawFd,
     path::{Path, PathBuf},
-    process::{Command, Stdio as ProcessStdio},
     time::Duration,
 };
 
@@ -21,7 +19,7 @@ use containerd_shim::protos::{
 };
 
 use crate::{
-    assets::{AssetError, Assets},
+    assets::AssetError,
     exit::Exit,
     kind::{self, ErrorKind},
     metrics,
@@ -29,8 +27,8 @@ use crate::{
     unix_path,
 };
 
-/// How much of the shim's log an error quotes, in bytes.
-const LOG_TAIL_BYTES: usize = 2048;
+pub use spawn::SpawnSpec;
+use spawn::{log_tail, spawn_serve};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -60,20 +58,6 @@ impl ClientError {
             Self::Asset { .. } | Self::Io { .. } | Self::Reply { .. } => ErrorKind::Internal,
         }
     }
-}
-
-/// Where a shim finds and keeps its things.
-#[derive(Clone, Debug)]
-pub struct SpawnSpec<'a> {
-    pub assets: &'a Assets,
-    pub id: &'a str,
-    /// With `config.json`; the shim's log, console log and exit record go here.
-    pub bundle: &'a Path,
-    /// Where the shim listens, `<state>/shims/<id>.sock`.
-    pub socket: &'a Path,
-    /// `--root` and `--state`.
-    pub root: &'a Path,
-    pub state: &'a Path,
 }
 
 /// A root filesystem mount in containerd's shape (docs/architecture.md).
@@ -369,48 +353,6 @@ impl ShimClient {
     }
 }
 
-fn spawn_serve(
-    program: &Path,
-    spec: &SpawnSpec<'_>,
-    listener: &UnixListener,
-) -> Result<(), ClientError> {
-    let log_path = spec.bundle.join(crate::logger::FILE);
-    let log = fs::OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(&log_path)
-        .map_err(io_error("open", &log_path))?;
-    let socket_fd = listener.as_raw_fd();
-    let mut command = Command::new(program);
-    command
-        .args(["serve", "--id", spec.id, "--socket-fd", &socket_fd.to_string()])
-        .arg("--bundle")
-        .arg(spec.bundle)
-        .arg("--socket")
-        .arg(spec.socket)
-        .arg("--root")
-        .arg(spec.root)
-        .arg("--state")
-        .arg(spec.state)
-        .env_clear()
-        .envs(env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"CAISSON_")))
-        .stdin(ProcessStdio::null())
-        .stdout(ProcessStdio::null())
-        .stderr(log);
-    // SAFETY: between fork and exec only async-signal-safe calls are made: setsid, so that
-    // the terminal's signals do not reach the shim, and fcntl, so that the socket survives.
-    unsafe {
-        command.pre_exec(move || {
-            if libc::setsid() < 0 || libc::fcntl(socket_fd, libc::F_SETFD, 0) < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            Ok(())
-        });
-    }
-    command.spawn().map(drop).map_err(io_error("run", program))
-}
-
 /// Calls without a deadline of their own: the shim has one for everything it awaits.
 fn forever() -> Context {
     ttrpc::context::with_duration(Duration::ZERO)
@@ -442,15 +384,6 @@ fn json_any<T: serde::Serialize>(name: &str, value: &T) -> Result<Any, ClientErr
         })?,
         ..Default::default()
     })
-}
-
-fn log_tail(bundle: &Path) -> String {
-    let log = fs::read(bundle.join(crate::logger::FILE)).unwrap_or_default();
-    let tail = &log[log.len().saturating_sub(LOG_TAIL_BYTES)..];
-    match crate::text::inert(tail) {
-        tail if tail.trim().is_empty() => String::new(),
-        tail => format!("\nthe end of its log:\n{}", tail.trim_end()),
-    }
 }
 
 fn io_error<'a>(
