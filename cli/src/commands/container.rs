@@ -21,7 +21,7 @@ pub struct ContainerArgs {
 }
 
 #[derive(Subcommand, Debug)]
-pub enum ContainerCommand {
+pub(super) enum ContainerCommand {
     /// Attach local standard input, output, and error streams to a running container
     #[command(override_usage = "caisson container attach [OPTIONS] CONTAINER")]
     Attach(attach::AttachArgs),
@@ -67,7 +67,7 @@ pub enum ContainerCommand {
 }
 
 #[derive(Args, Clone, Debug)]
-pub struct PruneArgs {
+pub(super) struct PruneArgs {
     /// Do not prompt for confirmation
     #[arg(short, long)]
     pub(super) force: bool,

@@ -19,7 +19,7 @@ pub struct ImageArgs {
 }
 
 #[derive(Subcommand, Debug)]
-pub enum ImageCommand {
+pub(super) enum ImageCommand {
     /// Import the contents from a tarball to create a filesystem image
     #[command(override_usage = "caisson image import [OPTIONS] FILE|- [REPOSITORY[:TAG]]")]
     Import(import::ImportArgs),

@@ -66,7 +66,7 @@ impl Host {
     pub(crate) fn import(&self, name: &str) {
         let tree = self.path("tree");
         fs::create_dir_all(tree.join("bin")).unwrap();
-        if !tree.join("bin/sh").exists() {
+        if tree.join("bin/sh").symlink_metadata().is_err() {
             symlink("busybox", tree.join("bin/sh")).unwrap();
         }
         let tar = self.path("tree.tar");
