@@ -77,6 +77,7 @@ pub enum EngineError {
 pub struct Engine {
     pub globals: Globals,
     pub store: Store,
+    /// Dropped last: the last connection to close decides what becomes of the database's log.
     pub records: Records,
 }
 

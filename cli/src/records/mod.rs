@@ -13,21 +13,22 @@
 //! container's lock ([`lock`]). Whoever finds such a state with the lock free knows that
 //! its owner died, and undoes or finishes it ([`crate::engine`]'s `reap`).
 
+mod container;
 pub mod lock;
 
 use std::{
+    fs,
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
 
 use caisson_rootfs::StoreError;
-use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, config::DbConfig};
 
-use crate::{
-    config::ContainerConfig,
-    format::units::{self, UnixNanos},
-    names,
-};
+use crate::{config::ContainerConfig, format::units, names};
+use container::from_row;
+pub use container::{Container, Ended, State};
 use lock::{ContainerLock, LockError, LockFile, Purpose};
 
 const MIGRATIONS: [&str; 1] = ["
@@ -49,6 +50,9 @@ const MIGRATIONS: [&str; 1] = ["
 
 /// Generated names that are taken before giving up.
 const MAX_NAME_ATTEMPTS: u32 = 200;
+
+/// A write-ahead log that is worth writing back. Opening reads all of it.
+const MAX_LOG_BYTES: u64 = 512 << 10;
 
 /// The kernel has no timeout for locks of open file descriptions.
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
@@ -82,99 +86,6 @@ pub enum RecordError {
     Random(#[source] std::io::Error),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    Creating,
-    Created,
-    Starting,
-    Running,
-    Exited,
-    Removing,
-    /// Of another version: can be removed.
-    Unknown,
-}
-
-impl State {
-    const ALL: [(Self, &'static str); 6] = [
-        (Self::Creating, "creating"),
-        (Self::Created, "created"),
-        (Self::Starting, "starting"),
-        (Self::Running, "running"),
-        (Self::Exited, "exited"),
-        (Self::Removing, "removing"),
-    ];
-
-    pub fn as_str(self) -> &'static str {
-        Self::ALL.iter().find(|(state, _)| *state == self).map_or("unknown", |(_, word)| word)
-    }
-
-    fn parse(word: &str) -> Self {
-        Self::ALL
-            .iter()
-            .find(|(_, known)| *known == word)
-            .map_or(Self::Unknown, |(state, _)| *state)
-    }
-
-    /// An operation is under way, or died.
-    pub fn is_transient(self) -> bool {
-        matches!(self, Self::Creating | Self::Starting | Self::Removing)
-    }
-}
-
-/// One row.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Container {
-    number: i64,
-    pub id: String,
-    pub name: String,
-    pub state: State,
-    /// `None` if the row's configuration cannot be read; such a container can be listed
-    /// and removed.
-    pub config: Option<ContainerConfig>,
-    pub created: UnixNanos,
-    pub started: Option<UnixNanos>,
-    pub finished: Option<UnixNanos>,
-    pub exit_code: u8,
-    pub oom_killed: bool,
-    pub error: String,
-    pub pid: u32,
-}
-
-#[cfg(test)]
-impl Container {
-    /// A row for tests of what is made from rows.
-    pub(crate) fn sample(
-        id: String,
-        name: &str,
-        state: State,
-        config: Option<ContainerConfig>,
-    ) -> Self {
-        Self {
-            number: 1,
-            id,
-            name: name.to_owned(),
-            state,
-            config,
-            created: 0,
-            started: None,
-            finished: None,
-            exit_code: 0,
-            oom_killed: false,
-            error: String::new(),
-            pid: 0,
-        }
-    }
-}
-
-/// How a container's process ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ended {
-    pub code: u8,
-    pub at: UnixNanos,
-    pub oom_killed: bool,
-    pub error: String,
-}
-
 /// The table and its locks.
 pub struct Records {
     connection: Connection,
@@ -183,7 +94,8 @@ pub struct Records {
 
 impl Records {
     /// `connection` is the store's; `root` is where the lock file goes.
-    pub fn open(mut connection: Connection, root: &std::path::Path) -> Result<Self, RecordError> {
+    pub fn open(mut connection: Connection, root: &Path) -> Result<Self, RecordError> {
+        keep_log(&connection, root).map_err(database_error("set up access"))?;
         caisson_rootfs::migrate(&mut connection, "containers", &MIGRATIONS)?;
         Ok(Self { connection, locks: LockFile::open(root)? })
     }
@@ -368,29 +280,17 @@ impl Records {
     }
 }
 
+/// A command changes a few pages. The log of them stays for the next command, where closing
+/// would write it back and make the next start another: three waits for the disk.
+fn keep_log(connection: &Connection, root: &Path) -> rusqlite::Result<()> {
+    let bytes = fs::metadata(root.join("caisson.db-wal")).map_or(0, |metadata| metadata.len());
+    let keep = bytes < MAX_LOG_BYTES;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, keep).map(drop)
+}
+
 const SELECT: &str =
     "SELECT number, id, name, state, config, created, started, finished, exit_code,
     oom_killed, error, pid FROM containers";
-
-/// Numbers out of range become the nearest that is in it: a damaged row must not hide the
-/// others.
-fn from_row(row: &Row<'_>) -> rusqlite::Result<Container> {
-    let config: String = row.get(4)?;
-    Ok(Container {
-        number: row.get(0)?,
-        id: row.get(1)?,
-        name: row.get(2)?,
-        state: State::parse(&row.get::<_, String>(3)?),
-        config: serde_json::from_str(&config).ok(),
-        created: row.get(5)?,
-        started: row.get(6)?,
-        finished: row.get(7)?,
-        exit_code: u8::try_from(row.get::<_, i64>(8)?).unwrap_or(u8::MAX),
-        oom_killed: row.get(9)?,
-        error: row.get(10)?,
-        pid: u32::try_from(row.get::<_, i64>(11)?).unwrap_or(0),
-    })
-}
 
 fn database_error(action: &'static str) -> impl Fn(rusqlite::Error) -> RecordError + Copy {
     move |source| RecordError::Database { action, source }

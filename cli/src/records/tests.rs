@@ -121,3 +121,20 @@ fn of_a_hundred_with_one_name_one_wins() {
     });
     assert_eq!(wins.into_inner(), 1);
 }
+
+#[test]
+fn the_log_of_changes_outlives_a_command_and_stays_small() {
+    let root = tempfile::tempdir().unwrap();
+    let log = root.path().join("caisson.db-wal");
+    let mut kept = 0;
+    for number in 0..300 {
+        let mut records = records(root.path());
+        records.insert(&format!("{number:064x}"), None, &config()).unwrap();
+        drop(records);
+        let bytes = std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
+        assert!(bytes < MAX_LOG_BYTES + (64 << 10), "{bytes} bytes");
+        kept += u32::from(bytes > 0);
+    }
+    assert!(kept > 250, "kept {kept} times");
+    assert_eq!(records(root.path()).all().unwrap().len(), 300);
+}
