@@ -7,14 +7,19 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use caisson_benches::{
     boot::{Programs, alone, chart, container::Place, report::Measured},
     budgets::Budgets,
 };
 use clap::Parser;
+
+/// Of the host's time, for everything that is measured in the machine.
+const INSIDE_LIMIT: Duration = Duration::from_secs(300);
 
 #[derive(Parser)]
 struct Arguments {
@@ -108,12 +113,31 @@ fn measure_in_machine(arguments: &Arguments) -> anyhow::Result<Measured> {
     ] {
         inside.arg(option).arg(value);
     }
-    let measured = succeed(inside.args(["--runs", &arguments.runs.to_string()]));
+    inside.args(["--runs", &arguments.runs.to_string()]);
+    let measured = succeed_within(&mut inside, INSIDE_LIMIT);
     let stopped = succeed(&mut machine(&["stop"]));
     measured?;
     stopped?;
     let bytes = fs::read(&output).with_context(|| format!("read {}", output.display()))?;
     serde_json::from_slice(&bytes).context("parse what was measured in the machine")
+}
+
+/// As [`succeed`]; a machine that hangs fails the bench instead of holding it for ever.
+fn succeed_within(command: &mut Command, limit: Duration) -> anyhow::Result<()> {
+    let deadline = Instant::now() + limit;
+    let mut child = command.spawn().with_context(|| format!("start {command:?}"))?;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            ensure!(status.success(), "{command:?}: {status}");
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            child.kill()?;
+            child.wait()?;
+            bail!("{command:?}: not done after {limit:?}");
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
 }
 
 fn succeed(command: &mut Command) -> anyhow::Result<()> {

@@ -68,11 +68,12 @@ pub fn first_run_ms(programs: &Programs) -> anyhow::Result<f64> {
     let (ours, theirs) = UnixStream::pair().context("a control socket")?;
     let theirs = File::from(OwnedFd::from(theirs));
     let config = config(&kvm, &kernel, None, Some(&theirs));
-    let mut command = command(&programs.vmm(), &config, &[kvm, kernel, theirs])?;
+    let files = [kvm, kernel, theirs];
+    let mut command = command(&programs.vmm(), &config, &files)?;
     let start = monotonic_usec();
     let started = Instant::now();
     let mut child = command.spawn().context("start the vmm")?;
-    drop(command);
+    drop(files);
     // Running is said once the vCPUs are entered; Stop answers with the stages.
     (&ours).write_all(b"{\"request\":\"stop\"}\n").context("ask the vmm to stop")?;
     let report = last_report(&ours);
