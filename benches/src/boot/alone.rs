@@ -3,14 +3,14 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Write},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
         unix::{net::UnixStream, process::CommandExt},
     },
     path::Path,
     process::{Command, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, ensure};
@@ -74,24 +74,32 @@ pub fn first_run_ms(programs: &Programs) -> anyhow::Result<f64> {
     let started = Instant::now();
     let mut child = command.spawn().context("start the vmm")?;
     drop(files);
-    // Running is said once the vCPUs are entered; Stop answers with the stages.
+    let mut events = BufReader::new(&ours).lines();
+    // Running is said when the vCPUs' threads are let go: a moment for the first entry.
+    next_event(&mut events)?;
+    std::thread::sleep(Duration::from_millis(50));
     (&ours).write_all(b"{\"request\":\"stop\"}\n").context("ask the vmm to stop")?;
-    let report = last_report(&ours);
+    let report = last_report(&mut events);
     child.wait().context("wait for the vmm")?;
     ensure!(started.elapsed().as_secs() < 20, "the vmm took {:?} to stop", started.elapsed());
     let first_run = *report?.stages_usec.get("first_run").context("the vmm ran no vCPU")?;
     Ok((first_run - start) as f64 / 1000.0)
 }
 
-fn last_report(control: &UnixStream) -> anyhow::Result<Report> {
-    for line in BufReader::new(control).lines() {
-        let line = line.context("read the control socket")?;
-        let event = serde_json::from_str(&line).with_context(|| format!("parse {line:?}"))?;
-        if let ControlEvent::Ended { report, .. } = event {
+fn last_report(events: &mut impl Iterator<Item = io::Result<String>>) -> anyhow::Result<Report> {
+    loop {
+        if let ControlEvent::Ended { report, .. } = next_event(events)? {
             return Ok(report);
         }
     }
-    anyhow::bail!("the vmm ended without a report")
+}
+
+fn next_event(
+    events: &mut impl Iterator<Item = io::Result<String>>,
+) -> anyhow::Result<ControlEvent> {
+    let line = events.next().context("the vmm ended without a report")?;
+    let line = line.context("read the control socket")?;
+    serde_json::from_str(&line).with_context(|| format!("parse {line:?}"))
 }
 
 fn open(path: &Path, write: bool) -> anyhow::Result<File> {
