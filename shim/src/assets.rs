@@ -58,7 +58,7 @@ impl Assets {
         present("the guest's initramfs", self.files.join("initramfs.cpio"))
     }
 
-    /// The directory with the machine's `vmlinuz`, `initramfs.cpio` and `modules/`.
+    /// The directory with the machine's `kernel`, `initramfs.cpio` and `modules/`.
     pub fn machine(&self) -> Result<PathBuf, AssetError> {
         present("the machine's kernel", self.files.join("machine"))
     }

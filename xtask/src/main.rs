@@ -37,7 +37,7 @@ enum Task {
     Setup,
     /// Build the programs, the guest kernel, the initramfs and the machine
     Build,
-    /// Make the images of the tests and load them into a store
+    /// Make the images of the tests, and print where their archives are
     Images,
     /// Run every check and every test
     Test {
