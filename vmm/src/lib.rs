@@ -17,7 +17,6 @@ pub mod cpu;
 pub mod devices;
 pub mod exits;
 pub mod io_thread;
-pub mod jail;
 pub mod kvm_stats;
 pub mod lifecycle;
 pub mod log;

@@ -7,16 +7,16 @@ use std::{
     sync::Arc,
 };
 
+use caisson_jail::{Jail, JailError};
+
 use crate::{
     boot_timer::{BootTimer, Stage, process_cpu_usec},
     builder::{self, BuildError},
     config::{Fd, VmConfig},
     control::{ControlEvent, EndReason, Report},
-    error_chain,
-    jail::{self, JailError},
-    log,
+    error_chain, log,
     monitor::{self, Channel},
-    spec::{FdError, Files, JailSpec, SpecError, VmSpec},
+    spec::{self, FdError, Files, SpecError, VmSpec},
     vm::{StartError, Vm},
 };
 
@@ -86,12 +86,12 @@ fn prepare(
     config_fd: RawFd,
     files: &mut Files,
     channel: &mut Option<Channel>,
-) -> Result<(VmSpec, Option<JailSpec>), ConfigError> {
+) -> Result<(VmSpec, Option<Jail>), ConfigError> {
     let config = read_config(config_fd, files)?;
     if let Some(fd) = config.control {
         *channel = Some(Channel::new(files.stream(fd).map_err(ConfigError::Control)?));
     }
-    let jail = config.jail.as_ref().map(JailSpec::check).transpose()?;
+    let jail = config.jail.as_ref().map(spec::jail).transpose()?;
     Ok((VmSpec::adopt(&config, files)?, jail))
 }
 
@@ -115,13 +115,13 @@ fn config_bytes(file: &File) -> Result<Vec<u8>, ConfigError> {
 /// Confines the process, then builds the VM and starts its threads.
 fn start(
     spec: VmSpec,
-    jail: Option<JailSpec>,
+    jail: Option<Jail>,
     files: &Files,
     has_control: bool,
     timer: &Arc<BootTimer>,
 ) -> Result<Vm, RunError> {
     if let Some(jail) = jail {
-        jail::enter(&jail, &files.taken(), !has_control)?;
+        caisson_jail::enter(&jail, &files.taken(), !has_control)?;
     }
     timer.stamp(Stage::Jailed);
     let parts = builder::build(spec, timer.clone())?;

@@ -13,6 +13,7 @@ use std::{
 };
 
 pub use adopt::{FdError, Files};
+use caisson_jail::Jail;
 
 use crate::{
     boot::{
@@ -48,15 +49,6 @@ pub struct VsockSpec {
 pub struct HostPortSpec {
     pub port: u32,
     pub socket: UnixStream,
-}
-
-/// How the process confines itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct JailSpec {
-    /// Not root, nor root's group.
-    pub uid: u32,
-    pub gid: u32,
-    pub max_open_files: u64,
 }
 
 /// Everything a VM is built from.
@@ -151,15 +143,14 @@ impl VmSpec {
     }
 }
 
-impl JailSpec {
-    pub fn check(config: &JailConfig) -> Result<Self, SpecError> {
-        let JailConfig { uid, gid, max_open_files } = *config;
-        // -1 means "as it was" to setresuid(2).
-        if [0, u32::MAX].contains(&uid) || [0, u32::MAX].contains(&gid) {
-            return Err(SpecError::JailRoot { uid, gid });
-        }
-        Ok(Self { uid, gid, max_open_files })
+/// Checks how the process is to confine itself.
+pub fn jail(config: &JailConfig) -> Result<Jail, SpecError> {
+    let JailConfig { uid, gid, max_open_files } = *config;
+    // -1 means "as it was" to setresuid(2).
+    if [0, u32::MAX].contains(&uid) || [0, u32::MAX].contains(&gid) {
+        return Err(SpecError::JailRoot { uid, gid });
     }
+    Ok(Jail { uid, gid, max_open_files })
 }
 
 fn named(what: &str) -> impl Fn(FdError) -> SpecError {
