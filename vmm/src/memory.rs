@@ -1,6 +1,6 @@
 //! The guest's memory: anonymous, private, and not touched before it is needed.
 
-use std::{io, ptr, sync::Arc};
+use std::{fs::File, io, os::fd::AsRawFd, ptr, sync::Arc};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -94,6 +94,30 @@ fn map_aligned(bytes: usize) -> io::Result<*mut u8> {
         libc::madvise(aligned, bytes, libc::MADV_DONTDUMP);
         Ok(aligned.cast())
     }
+}
+
+/// Puts the `bytes` of `file` at `offset` in the place of those at `start`, without copying:
+/// the pages are the file's until they are written.
+///
+/// # Safety
+/// The bytes are whole pages of guest memory and of the file, and nothing refers to them.
+pub unsafe fn replace(start: *mut u8, bytes: usize, file: &File, offset: u64) -> io::Result<()> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    let offset = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    // SAFETY: as the caller says; the mapping that is replaced is guest memory, which lives
+    // as long as the process, as this one does.
+    unsafe {
+        let at = libc::mmap(start.cast(), bytes, PROT, flags, file.as_raw_fd(), offset);
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // Advice only, so a refusal does not matter.
+        libc::madvise(at, bytes, libc::MADV_DONTDUMP);
+    }
+    Ok(())
 }
 
 /// Makes `memory` the guest's physical memory.

@@ -2,6 +2,10 @@
 //!
 //! The file was inherited, and its offset is shared with whoever else has it open, so it
 //! is neither used nor moved.
+//!
+//! Whole pages are not copied but mapped, privately: the guest's first touch brings a page
+//! of the host's page cache, its first write a page of its own. What a guest never touches
+//! costs nothing, and what it only reads is one page for all VMs of the host.
 
 use std::{
     fs::File,
@@ -10,6 +14,9 @@ use std::{
 };
 
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, bitmap::BitmapSlice};
+
+use super::PAGE_BYTES;
+use crate::memory;
 
 pub struct Image<'a> {
     file: &'a File,
@@ -53,23 +60,52 @@ impl Seek for Image<'_> {
 }
 
 impl ReadVolatile for Image<'_> {
-    /// Reads from the page cache straight into guest memory.
+    /// Maps the whole pages into guest memory, and reads the rest. Fills `to` unless the
+    /// file ends.
     fn read_volatile<B: BitmapSlice>(
         &mut self,
         to: &mut VolatileSlice<B>,
     ) -> Result<usize, VolatileMemoryError> {
-        let offset = i64::try_from(self.position)
-            .map_err(|_| VolatileMemoryError::IOError(io::ErrorKind::InvalidInput.into()))?;
         let guard = to.ptr_guard_mut();
-        // SAFETY: the guard holds `to.len()` bytes of guest memory that may be written;
-        // no reference to them exists.
-        let bytes = unsafe {
-            libc::pread64(self.file.as_raw_fd(), guard.as_ptr().cast(), to.len(), offset)
-        };
-        let bytes = usize::try_from(bytes)
-            .map_err(|_| VolatileMemoryError::IOError(io::Error::last_os_error()))?;
-        to.bitmap().mark_dirty(0, bytes);
-        Ok(self.advance(bytes))
+        let start = guard.as_ptr();
+        let mapped = self.whole_pages(start, to.len());
+        // SAFETY: the guard's bytes are guest memory that may be replaced, to which no
+        // reference exists; `whole_pages` are of them and of the file.
+        unsafe { memory::replace(start, mapped, self.file, self.position) }
+            .map_err(VolatileMemoryError::IOError)?;
+        let mut done = self.advance(mapped);
+        while done < to.len() {
+            // SAFETY: these are the guard's last `to.len() - done` bytes, which may be
+            // written.
+            let bytes = unsafe { self.read_at(start.add(done), to.len() - done) };
+            match bytes.map_err(VolatileMemoryError::IOError)? {
+                0 => break,
+                bytes => done += self.advance(bytes),
+            }
+        }
+        to.bitmap().mark_dirty(0, done);
+        Ok(done)
+    }
+}
+
+impl Image<'_> {
+    /// How many bytes at `start` are whole pages of memory, and of the file at its
+    /// position: a page beyond the file's end would kill who touches it.
+    fn whole_pages(&self, start: *const u8, length: usize) -> usize {
+        let in_file = self.size.saturating_sub(self.position);
+        let aligned = start.addr().is_multiple_of(PAGE_BYTES as usize)
+            && self.position.is_multiple_of(PAGE_BYTES);
+        let bytes = if aligned { in_file.min(length as u64) } else { 0 };
+        (bytes - bytes % PAGE_BYTES) as usize
+    }
+
+    /// # Safety
+    /// The `length` bytes at `to` may be written, and nothing refers to them.
+    unsafe fn read_at(&self, to: *mut u8, length: usize) -> io::Result<usize> {
+        let offset = i64::try_from(self.position).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: as the caller says.
+        let bytes = unsafe { libc::pread64(self.file.as_raw_fd(), to.cast(), length, offset) };
+        usize::try_from(bytes).map_err(|_| io::Error::last_os_error())
     }
 }
 
@@ -93,5 +129,65 @@ mod tests {
         assert_eq!(memory.read_obj::<[u8; 5]>(GuestAddress(0)).unwrap(), *b"56789");
         assert!(image.seek(SeekFrom::Current(-11)).is_err());
         assert_eq!(file.stream_position().unwrap(), 10);
+    }
+    /// Three pages of a file that differ, at `position` of the file, in guest memory.
+    fn loaded(file: &File, position: u64, at: u64, length: usize) -> (crate::virtio::Memory, u64) {
+        let memory = crate::memory::allocate(1 << 20).unwrap();
+        let mut image = Image::new(file).unwrap();
+        image.seek(SeekFrom::Start(position)).unwrap();
+        memory.read_exact_volatile_from(GuestAddress(at), &mut image, length).unwrap();
+        (memory, image.position)
+    }
+
+    fn three_pages() -> (File, Vec<u8>) {
+        let bytes: Vec<u8> = (0..3 * PAGE_BYTES).map(|at| (at / 16) as u8).collect();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        (file, bytes)
+    }
+
+    #[test]
+    fn pages_and_their_rest_are_the_files() {
+        let (file, bytes) = three_pages();
+        let page = PAGE_BYTES as usize;
+        for (position, at, length) in [
+            (0, 0x2000, 3 * page),
+            (0, 0x2000, 2 * page + 5),
+            (page as u64, 0x3000, page),
+            // Aligned in the file or in memory alone.
+            (0, 0x2010, 2 * page),
+            (16, 0x2000, 2 * page),
+            (3 * page as u64 - 7, 0x2ff9, 7),
+            (0, 0x2000, 0),
+        ] {
+            let (memory, end) = loaded(&file, position, at, length);
+            let mut found = vec![0; length];
+            memory.read_slice(&mut found, GuestAddress(at)).unwrap();
+            assert_eq!(found, bytes[position as usize..][..length], "{position} {at:#x} {length}");
+            assert_eq!(end, position + length as u64);
+            // Nothing around it: the kernel's zeroes begin there.
+            let after = memory.read_obj::<u64>(GuestAddress(at + length as u64)).unwrap();
+            assert_eq!(after, 0, "{position} {at:#x} {length}");
+            assert_eq!(memory.read_obj::<u64>(GuestAddress(at - 8)).unwrap(), 0);
+        }
+    }
+
+    #[test]
+    fn the_guests_writes_stay_its_own() {
+        let (file, bytes) = three_pages();
+        let (memory, _) = loaded(&file, 0, 0, bytes.len());
+        memory.write_slice(&vec![0xff; bytes.len()], GuestAddress(0)).unwrap();
+        let mut found = vec![0; bytes.len()];
+        file.read_exact_at(&mut found, 0).unwrap();
+        assert_eq!(found, bytes);
+    }
+
+    #[test]
+    fn a_file_that_ends_too_early_is_an_error() {
+        let (file, bytes) = three_pages();
+        let memory = crate::memory::allocate(1 << 20).unwrap();
+        let mut image = Image::new(&file).unwrap();
+        let length = bytes.len() + 1;
+        assert!(memory.read_exact_volatile_from(GuestAddress(0), &mut image, length).is_err());
     }
 }
