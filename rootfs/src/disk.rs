@@ -15,6 +15,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use caisson_failpoints::{hit, steps};
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 use thiserror::Error;
 
@@ -73,13 +74,12 @@ impl Store {
         }
         let size_bytes = size_bytes.next_multiple_of(SIZE_UNIT);
         let template = self.template(size_bytes)?;
-        let disk = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
+        let disk = hit(&steps::STORE_DISK_CREATE)
+            .and_then(|()| OpenOptions::new().write(true).create_new(true).mode(0o600).open(path))
             .map_err(StoreError::io("create the disk", path))?;
-        let written = template.write_to(&disk).map_err(StoreError::io("write the disk", path));
+        let written = hit(&steps::STORE_DISK_WRITE)
+            .and_then(|()| template.write_to(&disk))
+            .map_err(StoreError::io("write the disk", path));
         if written.is_err() {
             // The error that matters is the first one.
             let _ = fs::remove_file(path);

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use caisson_failpoints::{hit, steps};
 use serde::{Deserialize, Serialize};
 
 const FILE: &str = "exit.json";
@@ -43,7 +44,9 @@ impl Exit {
     /// Writes the record into `bundle`, whole or not at all.
     pub fn save(&self, bundle: &Path) -> io::Result<()> {
         let temporary = bundle.join(".exit.json.new");
+        hit(&steps::SHIM_EXIT_WRITE)?;
         File::create(&temporary)?.write_all(&serde_json::to_vec(self)?)?;
+        hit(&steps::SHIM_EXIT_RENAME)?;
         fs::rename(temporary, bundle.join(FILE))
     }
 

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use caisson_failpoints::{hit, steps};
 use containerd_shim::{
     asynchronous::ExitSignal,
     protos::{
@@ -168,7 +169,7 @@ pub async fn serve(options: Options) -> Result<(), ServeError> {
     let _ = timeout(REPLY_GRACE, server.shutdown()).await;
     if let Some(socket) = options.socket {
         // The client may have been quicker.
-        let _ = fs::remove_file(socket);
+        let _ = hit(&steps::SHIM_END_SOCKET).and_then(|()| fs::remove_file(socket));
     }
     Ok(())
 }

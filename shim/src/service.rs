@@ -10,6 +10,7 @@ use std::{
     time::Instant,
 };
 
+use caisson_failpoints::{hit, pass, steps};
 use containerd_shim::protos::events::task::TaskCreate;
 use tokio::sync::watch;
 
@@ -62,6 +63,8 @@ impl Service {
     ) -> Result<Arc<Container>, Error> {
         let id = request.id.clone();
         plan::check_id("the container's id", &id)?;
+        hit(&steps::SHIM_CREATE_RESERVE)
+            .map_err(|source| Error::Io { action: "reserve the id", source })?;
         let cancelled = self.reserve(&id)?;
         let events = self.events.clone();
         let created =
@@ -108,6 +111,7 @@ impl Service {
     pub async fn delete(&self, id: &str) -> Result<(Arc<Container>, Exit), Error> {
         let container = self.get(id)?;
         let exit = container.delete().await?;
+        pass(&steps::SHIM_DELETE_DONE);
         if !self.forget(&container) {
             return Err(not_found(id));
         }

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use caisson_failpoints::{hit, steps};
 use io::Write;
 use nix::{sys::stat::Mode, unistd::mkfifo};
 
@@ -42,6 +43,7 @@ pub(super) fn write(
     let path = directory.join("config.json");
     let text = serde_json::to_vec(&spec)
         .map_err(|source| BundleError::Json { path: path.clone(), source })?;
+    hit(&steps::CLI_START_SPEC).map_err(io_error("write", &path))?;
     write_file(&path, &text)
 }
 

@@ -2,6 +2,7 @@
 
 use std::{fs, os::unix::fs::DirBuilderExt, path::Path};
 
+use caisson_failpoints::{hit, pass, steps};
 use caisson_rootfs::{DEFAULT_DISK_BYTES, Image};
 
 use super::{Engine, EngineError, io_error, lease_owner};
@@ -37,7 +38,9 @@ impl Engine {
         // Damage shows now, not at the first start.
         config.layers =
             self.store.layers(new.image)?.iter().filter_map(|layer| file_name(layer)).collect();
+        hit(&steps::CLI_CREATE_RECORD).map_err(io_error("record", &self.globals.root))?;
         let (container, lock) = self.records.insert(&id, new.name, &config)?;
+        pass(&steps::CLI_CREATE_RECORDED);
         if let Err(error) = self.furnish(&container, new.image, &config) {
             // The first error is the one to tell; what cannot be undone now is reaped later.
             if let Err(clean_up) = self.discard(&container) {
@@ -45,6 +48,7 @@ impl Engine {
             }
             return Err(error);
         }
+        pass(&steps::CLI_CREATE_DONE);
         Ok(Created { container, lock })
     }
 
@@ -69,10 +73,8 @@ impl Engine {
         // Fails if the image has gone since it was looked up.
         self.store.lease(&lease_owner(&container.id), image)?;
         let directory = self.globals.container_dir(&container.id);
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&directory)
+        hit(&steps::CLI_CREATE_DIRECTORY)
+            .and_then(|()| fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory))
             .map_err(io_error("create", &directory))?;
         let size = config.limits.storage_bytes.unwrap_or(DEFAULT_DISK_BYTES);
         Ok(self.store.create_writable_disk(&directory.join(DISK), size)?)

@@ -2,12 +2,13 @@
 
 use std::{sync::mpsc, thread, time::Duration};
 
+use caisson_failpoints::{hit, steps};
 use caisson_shim::{
     client::{ClientError, ShimClient},
     exit::Exit,
 };
 
-use super::{Engine, EngineError, bundle, process::Process};
+use super::{Engine, EngineError, bundle, io_error, process::Process};
 use crate::{
     format::units,
     records::{Container, Ended, RecordError, State},
@@ -64,6 +65,8 @@ impl Engine {
         }
         self.end_shim(&now);
         self.remove_bundle(&now)?;
+        hit(&steps::CLI_FINISH_RECORD)
+            .map_err(io_error("record the end in", &self.globals.root))?;
         Ok(self.records.set_exited(&now.id, ended)?)
     }
 
@@ -111,7 +114,9 @@ impl Engine {
     }
 
     pub(super) fn remove_bundle(&self, container: &Container) -> Result<(), EngineError> {
-        Ok(bundle::remove(&self.globals.bundle_dir(&container.id))?)
+        let directory = self.globals.bundle_dir(&container.id);
+        hit(&steps::CLI_FINISH_BUNDLE).map_err(io_error("remove", &directory))?;
+        Ok(bundle::remove(&directory)?)
     }
 }
 

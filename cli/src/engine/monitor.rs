@@ -10,6 +10,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use caisson_failpoints::{hit, steps};
 use nix::unistd::setsid;
 
 use super::{Engine, EngineError};
@@ -39,7 +40,7 @@ impl Engine {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
         // SAFETY: between fork and exec only setsid is called, which is async-signal-safe.
         unsafe { command.pre_exec(|| setsid().map(drop).map_err(io::Error::from)) };
-        let spawned = command.spawn();
+        let spawned = hit(&steps::CLI_MONITOR_SPAWN).and_then(|()| command.spawn());
         let id = container.id.clone();
         Ok(spawned.map_err(|source| MonitorError::Spawn { id, source })?)
     }

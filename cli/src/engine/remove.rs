@@ -2,6 +2,8 @@
 
 use std::{fs, io};
 
+use caisson_failpoints::{hit, pass, steps};
+
 use super::{Engine, EngineError, io_error, lease_owner};
 use crate::records::{Container, State};
 
@@ -12,7 +14,10 @@ impl Engine {
         if container.state == State::Running && !force {
             return Err(EngineError::RemoveRunning { name: container.name });
         }
+        let root = &self.globals.root;
+        hit(&steps::CLI_REMOVE_STATE).map_err(io_error("record the removal in", root))?;
         self.records.set_state(&container.id, State::Removing)?;
+        pass(&steps::CLI_REMOVE_ANNOUNCED);
         self.discard(&container)
     }
 
@@ -22,13 +27,15 @@ impl Engine {
         self.end_shim(container);
         self.remove_bundle(container)?;
         let directory = self.globals.container_dir(&container.id);
-        match fs::remove_dir_all(&directory) {
+        match hit(&steps::CLI_REMOVE_DIRECTORY).and_then(|()| fs::remove_dir_all(&directory)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(io_error("remove", &directory)(error));
             }
             _ => {}
         }
         self.store.release(&lease_owner(&container.id))?;
+        hit(&steps::CLI_REMOVE_ROW)
+            .map_err(io_error("record the removal in", &self.globals.root))?;
         Ok(self.records.delete(&container.id)?)
     }
 }

@@ -2,12 +2,13 @@
 
 use std::{error::Error, path::PathBuf};
 
+use caisson_failpoints::{hit, pass, steps};
 use caisson_shim::{
     client::{CreateSpec, RootfsMount, ShimClient, SpawnSpec, Stdio},
     stages,
 };
 
-use super::{Created, Engine, EngineError, bundle, create::DISK};
+use super::{Created, Engine, EngineError, bundle, create::DISK, io_error};
 use crate::{
     config::ContainerConfig,
     failure,
@@ -90,9 +91,13 @@ impl Engine {
             container.config.clone().ok_or_else(|| EngineError::Damaged { name: name() })?;
         // Who watched the last run lets go without needing the lock held here.
         let watch = self.records.watch_next_run(&container)?;
+        let root = &self.globals.root;
+        hit(&steps::CLI_START_STATE).map_err(io_error("record the start in", root))?;
         self.records.set_state(&container.id, State::Starting)?;
+        pass(&steps::CLI_START_ANNOUNCED);
         let launched = self.launch(&container, &config, plan, console, startup);
         let launched = launched.and_then(|(client, pid)| {
+            hit(&steps::CLI_START_RUNNING).map_err(io_error("record the start in", root))?;
             self.records.set_running(&container.id, pid)?;
             Ok((client, self.records.by_id(&container.id)?))
         });
@@ -124,10 +129,12 @@ impl Engine {
         assets.kernel()?;
         assets.initramfs()?;
         let rootfs = self.rootfs(container, config);
+        hit(&steps::CLI_START_BUNDLE).map_err(io_error("make", &directory))?;
         bundle::remove(&directory)?;
         bundle::write(&directory, id, config, console)?;
         let stdio = self.stdio(container, config, plan)?;
         startup.prepare(&stdio)?;
+        hit(&steps::CLI_START_SHIM).map_err(io_error("start a shim in", &directory))?;
         let client = ShimClient::spawn(&SpawnSpec {
             assets: &assets,
             id,
@@ -137,12 +144,15 @@ impl Engine {
             state: &self.globals.state,
         })?;
         stages::stamp("cli", "shim_spawned");
+        pass(&steps::CLI_START_SPAWNED);
         startup.spawned(&client)?;
         let pid = client.create(&CreateSpec { rootfs, stdio })?;
         stages::stamp("cli", "created");
+        pass(&steps::CLI_START_CREATED);
         startup.created()?;
         client.start(None)?;
         stages::stamp("cli", "started");
+        pass(&steps::CLI_START_STARTED);
         Ok((client, pid))
     }
 

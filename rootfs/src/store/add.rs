@@ -11,6 +11,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use caisson_failpoints::{hit, steps};
 use tempfile::NamedTempFile;
 
 use super::{Store, StoreError, sync_directory};
@@ -111,6 +112,7 @@ impl Store {
         name: &str,
         step: Box<dyn Step>,
     ) -> Result<AddedLayer, LoadError> {
+        hit(&steps::STORE_LAYER_CREATE).map_err(StoreError::io("create", &partial.path))?;
         let algorithm = input.diff_id.map_or(Algorithm::Sha256, Digest::algorithm);
         let keep =
             |algorithm| self.options.keep_blobs.then(|| self.new_blob(algorithm)).transpose();
@@ -179,10 +181,14 @@ impl Store {
         let path = self.layer_path(&converted.diff_id);
         let file = &partial.file;
         file.set_permissions(Permissions::from_mode(0o444))
+            .and_then(|()| hit(&steps::STORE_LAYER_SYNC))
             .and_then(|()| file.sync_all())
             .map_err(StoreError::io("sync", &partial.path))?;
-        fs::rename(&partial.path, &path).map_err(StoreError::io("rename a layer to", &path))?;
+        hit(&steps::STORE_LAYER_RENAME)
+            .and_then(|()| fs::rename(&partial.path, &path))
+            .map_err(StoreError::io("rename a layer to", &path))?;
         sync_directory(&self.layers_dir())?;
+        hit(&steps::STORE_LAYER_ROW).map_err(StoreError::io("record the layer", &path))?;
         self.connection()
             .execute(
                 "INSERT OR REPLACE INTO layers VALUES (?1, ?2, ?3, ?4)",
@@ -202,6 +208,8 @@ impl Store {
     pub(crate) fn record_image(&self, image: &ImageRecord<'_>) -> Result<(), StoreError> {
         self.put_blob(image.id, image.config)?;
         self.put_blob(image.manifest.0, image.manifest.1)?;
+        hit(&steps::STORE_IMAGE_RECORD)
+            .map_err(StoreError::io("record an image in", &self.root))?;
         let size_bytes: u64 = image.layers.iter().map(|layer| layer.uncompressed_bytes).sum();
         let id = image.id.to_string();
         self.durably("record an image", |transaction| {

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 
+use caisson_failpoints::{hit, steps};
 use tempfile::NamedTempFile;
 
 use super::{Store, StoreError, sync_directory};
@@ -43,9 +44,8 @@ impl Store {
     /// A temporary file beside the blob's place; it is removed unless it is committed.
     pub(crate) fn new_blob(&self, algorithm: Algorithm) -> Result<NamedTempFile, StoreError> {
         let directory = self.root.join("blobs").join(algorithm.name());
-        tempfile::Builder::new()
-            .prefix(".partial-")
-            .tempfile_in(&directory)
+        hit(&steps::STORE_BLOB_CREATE)
+            .and_then(|()| tempfile::Builder::new().prefix(".partial-").tempfile_in(&directory))
             .map_err(StoreError::io("create a file in", &directory))
     }
 
@@ -55,8 +55,12 @@ impl Store {
         file: NamedTempFile,
     ) -> Result<(), StoreError> {
         let path = self.blob_path(digest);
-        file.as_file().sync_all().map_err(StoreError::io("sync", &path))?;
-        fs::rename(file.path(), &path).map_err(StoreError::io("rename a blob to", &path))?;
+        hit(&steps::STORE_BLOB_SYNC)
+            .and_then(|()| file.as_file().sync_all())
+            .map_err(StoreError::io("sync", &path))?;
+        hit(&steps::STORE_BLOB_RENAME)
+            .and_then(|()| fs::rename(file.path(), &path))
+            .map_err(StoreError::io("rename a blob to", &path))?;
         // The name is gone; only the handle is left to drop.
         let _ = file.into_temp_path().keep();
         sync_directory(path.parent().expect("a blob lies in a directory"))

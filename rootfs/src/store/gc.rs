@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use caisson_failpoints::{hit, steps};
+
 use super::{Store, StoreError, remove_if_there};
 
 /// What [`Store::gc`] removed.
@@ -91,6 +93,7 @@ fn sweep(
             continue;
         }
         let bytes = entry.metadata().map_or(0, |metadata| metadata.blocks() * 512);
+        hit(&steps::STORE_GC_REMOVE).map_err(StoreError::io("remove", &entry.path()))?;
         if remove_if_there(&entry.path())? {
             freed.bytes += bytes;
             *match kind {

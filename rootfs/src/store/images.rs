@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use caisson_failpoints::{pass, steps};
 use oci_spec::image::ImageConfiguration;
 use rusqlite::{OptionalExtension, Params, Transaction, TransactionBehavior};
 
@@ -339,7 +340,9 @@ impl Store {
         let result = connection.transaction_with_behavior(TransactionBehavior::Immediate).and_then(
             |transaction| {
                 let value = change(&transaction)?;
+                pass(&steps::STORE_COMMIT);
                 transaction.commit()?;
+                pass(&steps::STORE_COMMITTED);
                 Ok(value)
             },
         );

@@ -1,5 +1,7 @@
 //! Leases: who needs an image's layers to stay.
 
+use caisson_failpoints::{hit, steps};
+
 use super::{Image, Store, StoreError};
 
 const MAX_OWNER_LEN: usize = 256;
@@ -12,6 +14,7 @@ impl Store {
         if owner.is_empty() || owner.len() > MAX_OWNER_LEN || !printable {
             return Err(StoreError::Owner(owner.chars().take(64).collect()));
         }
+        hit(&steps::STORE_LEASE).map_err(StoreError::io("lease an image in", &self.root))?;
         // The foreign key refuses an image that was deleted since it was resolved.
         let id = image.id.to_string();
         let inserted = self
@@ -29,6 +32,7 @@ impl Store {
 
     /// Ends all leases of `owner`; none is fine.
     pub fn release(&self, owner: &str) -> Result<(), StoreError> {
+        hit(&steps::STORE_RELEASE).map_err(StoreError::io("release a lease in", &self.root))?;
         self.connection()
             .execute("DELETE FROM leases WHERE owner = ?1", [owner])
             .map_err(self.db_error("release a lease"))?;

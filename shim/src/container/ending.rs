@@ -6,6 +6,7 @@ use std::{
 };
 
 use caisson_agent_protocol::Call;
+use caisson_failpoints::{pass, steps};
 use containerd_shim::protos::events::task::{TaskExit, TaskOOM};
 use tokio::{sync::oneshot, time::timeout};
 
@@ -107,11 +108,13 @@ impl Container {
         if !process.claim_exit() {
             return;
         }
+        pass(&steps::SHIM_EXIT_TOLD);
         if exec.is_none()
             && let Err(error) = exit.save(&self.bundle)
         {
             log::warn!("write the exit record of {}: {error}", self.id);
         }
+        pass(&steps::SHIM_EXIT_RECORDED);
         if let Some(reason) = &exit.reason {
             log::error!("{}: {reason}", exec.unwrap_or(&self.id));
         }

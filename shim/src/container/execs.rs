@@ -3,6 +3,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use caisson_agent_protocol::{Call, Outcome, plan::ProcessPlan};
+use caisson_failpoints::{hit, pass, steps};
 use containerd_shim::protos::events::task::TaskExecAdded;
 
 use super::Container;
@@ -32,6 +33,7 @@ impl Container {
             let state = "it is not running";
             return Err(Error::State { action: "exec in", id: self.id.clone(), state });
         }
+        hit(&steps::SHIM_EXEC_RESERVE).map_err(super::failed("reserve the exec's id"))?;
         self.reserve_exec(exec)?;
         let prepared = self.prepare_exec(exec, process, stdio).await;
         match prepared {
@@ -41,6 +43,7 @@ impl Container {
                 return Err(error);
             }
         };
+        pass(&steps::SHIM_EXEC_DONE);
         self.events.publish(TaskExecAdded {
             container_id: self.id.clone(),
             exec_id: exec.to_owned(),
@@ -84,7 +87,10 @@ impl Container {
             }
             Err(error) => return Err(self.failed("exec", Some(exec), error)),
         }
-        let connected = Process::connect(stdio, open, ports, self.sandbox.as_ref()).await;
+        let connected = match hit(&steps::SHIM_EXEC_PREPARED) {
+            Ok(()) => Process::connect(stdio, open, ports, self.sandbox.as_ref()).await,
+            Err(source) => Err(super::failed("connect the streams")(source)),
+        };
         if connected.is_err()
             && let Err(error) = self.forget_exec(exec).await
         {

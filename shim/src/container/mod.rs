@@ -29,6 +29,7 @@ use caisson_agent_protocol::{
     Call, ContainerPlan, FIRST_STREAM_PORT, Outcome,
     plan::{SeccompProgram, StdioPorts},
 };
+use caisson_failpoints::{hit, pass, steps};
 use containerd_shim::protos::events::task::{TaskCreate, TaskDelete, TaskExecStarted, TaskStart};
 use tokio::time::timeout;
 
@@ -85,6 +86,7 @@ impl Container {
     ) -> Result<Arc<Self>, Error> {
         stages::stamp("shim", "create");
         let CreateRequest { id, bundle, rootfs, stdio } = request;
+        hit(&steps::SHIM_CREATE_PLAN).map_err(failed("read the bundle"))?;
         let spec = plan::load(&bundle)?;
         let size = plan::vm_size(&spec, HostSize::of_this_host())?;
         let open = stdio.open()?;
@@ -118,6 +120,7 @@ impl Container {
             }
         };
         stages::stamp("shim", "container_created");
+        pass(&steps::SHIM_CREATE_DONE);
         let container = Arc::new(Self {
             id,
             bundle,
@@ -166,6 +169,7 @@ impl Container {
             let id = exec.unwrap_or(&self.id).to_owned();
             return Err(Error::State { action: "start", id, state });
         }
+        hit(&steps::SHIM_START_CALL).map_err(failed("start the process"))?;
         let told = self.sandbox.agent().expect_exit(&self.id, exec);
         let call = Call::Start { container: self.id.clone(), exec: exec.map(str::to_owned) };
         let started = self.vital("start", exec, call).await.and_then(|outcome| match outcome {
@@ -178,6 +182,7 @@ impl Container {
             }
             return Err(error);
         }
+        pass(&steps::SHIM_START_DONE);
         process.set_running(false);
         match exec {
             None => {
@@ -359,13 +364,19 @@ async fn prepare(
     open: OpenStdio,
     ports: StdioPorts,
 ) -> Result<Arc<Process>, Error> {
+    hit(&steps::SHIM_CREATE_CALL).map_err(failed("send the plan to the agent"))?;
     let created = sandbox.agent().call(Call::CreateContainer(Box::new(plan))).await;
     let created = created.and_then(|outcome| match outcome {
         Outcome::Created { .. } => Ok(()),
         _ => Err(CallError::WrongOutcome { call: "CreateContainer" }),
     });
     created.map_err(|source| Error::Agent { action: "create", id: id.to_owned(), source })?;
+    hit(&steps::SHIM_CREATE_STREAMS).map_err(failed("connect the streams"))?;
     Process::connect(stdio, open, ports, sandbox).await
+}
+
+fn failed(action: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+    move |source| Error::Io { action, source }
 }
 
 /// The error with what became of the VM, where that is what went wrong. A VM whose agent

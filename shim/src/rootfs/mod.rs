@@ -14,6 +14,7 @@ use std::{
 };
 
 use caisson_agent_protocol::plan::{Extent, RootfsPlan};
+use caisson_failpoints::{hit, steps};
 
 use caisson_rootfs::{ConvertTreeError, DiskError};
 
@@ -231,6 +232,7 @@ impl Image {
     /// Opens a regular file that is not reached through a symbolic link.
     pub fn open(fstype: &'static str, path: &Path, writable: bool) -> Result<Self, RootfsError> {
         let failed = |source| RootfsError::Open { fstype, path: path.to_owned(), source };
+        hit(&steps::SHIM_CREATE_IMAGES).map_err(failed)?;
         let file = OpenOptions::new()
             .read(true)
             .write(writable)

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use caisson_failpoints::{hit, steps};
 use serde::{Deserialize, Serialize};
 
 pub(super) const JOURNAL: &str = "sandbox.json";
@@ -52,7 +53,9 @@ impl Journal {
     /// Replaces the journal in `bundle`, whole or not at all.
     pub(super) fn save(&self, bundle: &Path) -> io::Result<()> {
         let temporary = bundle.join(".sandbox.json.new");
+        hit(&steps::SHIM_VM_JOURNAL_WRITE)?;
         fs::write(&temporary, serde_json::to_vec(self)?)?;
+        hit(&steps::SHIM_VM_JOURNAL_RENAME)?;
         fs::rename(temporary, bundle.join(JOURNAL))
     }
 
@@ -142,7 +145,7 @@ fn await_end(pidfd: &OwnedFd) -> io::Result<()> {
 /// Removes what a VM leaves in its bundle.
 pub(super) fn remove_files(bundle: &Path) {
     for name in [VSOCK_SOCKET, JOURNAL] {
-        match fs::remove_file(bundle.join(name)) {
+        match hit(&steps::SHIM_VM_REMOVE).and_then(|()| fs::remove_file(bundle.join(name))) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 log::warn!("remove {}: {error}", bundle.join(name).display());
             }

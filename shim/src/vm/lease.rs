@@ -12,6 +12,8 @@ use std::{
     path::Path,
 };
 
+use caisson_failpoints::{hit, steps};
+
 /// The first id, and how many there are. No distribution assigns them.
 const FIRST_UID: u32 = 1_000_000;
 const COUNT: u32 = 65_536;
@@ -27,6 +29,7 @@ pub(super) struct UidLease {
 
 impl UidLease {
     pub(super) fn take(state: &Path, vm: &str) -> io::Result<Self> {
+        hit(&steps::SHIM_VM_LEASE)?;
         fs::create_dir_all(state)?;
         let lock = OpenOptions::new()
             .read(true)

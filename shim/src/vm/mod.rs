@@ -27,6 +27,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use caisson_failpoints::{hit, pass, steps};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -99,7 +100,10 @@ impl Launcher for VmLauncher {
         })();
         let agent = started.map_err(failed("watch the vmm"))?;
         match boot::await_agent(agent, &vm, cancelled).await {
-            Ok(agent) => Ok(Arc::new(VmSandbox { agent, pid, bundle: spec.bundle, vm })),
+            Ok(agent) => {
+                pass(&steps::SHIM_VM_AGENT_READY);
+                Ok(Arc::new(VmSandbox { agent, pid, bundle: spec.bundle, vm }))
+            }
             Err(error) => {
                 vm.kill("it did not boot");
                 vm.ended().await;
@@ -131,7 +135,8 @@ impl VmLauncher {
         let uid = journal.uid;
         let mut spawned =
             spawn::spawn(parts, spec, &listener, uid).map_err(failed("start the vmm"))?;
-        let noted = VmmProcess::of(spawned.child.id()).and_then(|vmm| {
+        let noted = hit(&steps::SHIM_VM_SPAWNED).and_then(|()| VmmProcess::of(spawned.child.id()));
+        let noted = noted.and_then(|vmm| {
             journal.vmm = Some(vmm);
             journal.save(&spec.bundle)
         });
@@ -145,6 +150,7 @@ impl VmLauncher {
 }
 
 fn listen(bundle: &Path) -> io::Result<StdUnixListener> {
+    hit(&steps::SHIM_VM_LISTEN)?;
     unix_path::bind(&bundle.join(journal::VSOCK_SOCKET))
 }
 

@@ -16,6 +16,7 @@ use std::{
 };
 
 use caisson_agent_protocol::CONTROL_PORT;
+use caisson_failpoints::{hit, steps};
 use caisson_vmm::config::{BlockConfig, HostPort, JailConfig, VmConfig, VsockConfig};
 
 use super::{cmdline, console};
@@ -163,6 +164,7 @@ pub(super) fn spawn(
             Ok(())
         });
     }
+    hit(&steps::SHIM_VM_SPAWN)?;
     let child = command.spawn()?;
     Ok(Spawned { child, control, agent, console, stderr })
 }
@@ -183,6 +185,7 @@ fn named_files(config: &VmConfig) -> Vec<RawFd> {
 
 /// The config in a file without a name, at its beginning.
 fn config_file(config: &VmConfig) -> io::Result<File> {
+    hit(&steps::SHIM_VM_CONFIG)?;
     // SAFETY: the name is a NUL-terminated constant.
     let fd = unsafe { libc::memfd_create(c"caisson-vm-config".as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {

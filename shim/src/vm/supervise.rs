@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use caisson_failpoints::{hit, pass, steps};
 use caisson_vmm::control::{ControlEvent, ControlRequest, EndReason, Report};
 use tokio::{io::unix::AsyncFd, net::UnixStream, sync::watch, task::JoinHandle, time::timeout};
 
@@ -108,6 +109,7 @@ pub(super) fn start(
     pipes: [JoinHandle<()>; 2],
 ) -> io::Result<()> {
     let mut process = Process { child };
+    hit(&steps::SHIM_VM_WATCH)?;
     let pidfd = pidfd_open(process.child.id())?;
     // SAFETY: an OwnedFd is one open descriptor from its making to its drop, and AsyncFd
     // owns it from here on.
@@ -116,6 +118,7 @@ pub(super) fn start(
         let mut monitor = Monitor::new(control);
         let reason = run(&mut monitor, &pidfd, &vm).await;
         let status = process.end();
+        pass(&steps::SHIM_VM_ENDED);
         // A dead vmm's pipes have ended; what they hold is read first.
         let _ = timeout(PIPE_GRACE, async {
             for pipe in pipes {
