@@ -16,7 +16,8 @@ pub struct Memory {
     pub proportional_kib: u64,
 }
 
-/// The memory of `pid`. Anonymous mappings of at least `guest_from_kib` are the guest's.
+/// The memory of `pid`. Mappings of at least `guest_from_kib` are the guest's, and those
+/// of the files that it boots.
 pub fn of(pid: u32, guest_from_kib: u64) -> anyhow::Result<Memory> {
     let path = format!("/proc/{pid}/smaps");
     let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
@@ -25,13 +26,18 @@ pub fn of(pid: u32, guest_from_kib: u64) -> anyhow::Result<Memory> {
 
 fn parse(smaps: &str, guest_from_kib: u64) -> Memory {
     let mut memory = Memory::default();
-    let mut guest = false;
+    let (mut guest, mut boot_file) = (false, false);
     for line in smaps.lines() {
         let mut words = line.split_whitespace();
         let Some(key) = words.next() else { continue };
+        if key.contains('-') {
+            let name = words.next_back().unwrap_or_default();
+            boot_file = name.ends_with("/vmlinux") || name.ends_with("/initramfs.cpio");
+            continue;
+        }
         let kib: u64 = words.next().and_then(|value| value.parse().ok()).unwrap_or(0);
         match key {
-            "Size:" => guest = kib >= guest_from_kib,
+            "Size:" => guest = boot_file || kib >= guest_from_kib,
             "Private_Clean:" | "Private_Dirty:" if guest => memory.guest_kib += kib,
             "Private_Clean:" | "Private_Dirty:" => memory.private_kib += kib,
             "Pss:" if !guest => memory.proportional_kib += kib,
@@ -65,8 +71,10 @@ mod tests {
     fn the_guests_mapping_is_told_from_the_rest() {
         let smaps = "7f00-7f01 rw-p 0 00:00 0\nSize: 131072 kB\nPss: 4000 kB\n\
                      Private_Dirty: 4000 kB\n7f02-7f03 r-xp 0 00:00 1 /bin/x\nSize: 900 kB\n\
-                     Pss: 300 kB\nPrivate_Clean: 200 kB\nPrivate_Dirty: 12 kB\n";
+                     Pss: 300 kB\nPrivate_Clean: 200 kB\nPrivate_Dirty: 12 kB\n\
+                     7f03-7f04 rw-p 200000 00:00 2 /lib/caisson/vmlinux\nSize: 11080 kB\n\
+                     Pss: 50 kB\nPrivate_Dirty: 40 kB\n";
         let memory = parse(smaps, 65536);
-        assert_eq!(memory, Memory { private_kib: 212, guest_kib: 4000, proportional_kib: 300 });
+        assert_eq!(memory, Memory { private_kib: 212, guest_kib: 4040, proportional_kib: 300 });
     }
 }

@@ -33,7 +33,13 @@ pub fn build(spec: VmSpec, timer: Arc<BootTimer>) -> Result<Parts, BuildError> {
     memory::register(&vm, &memory)?;
     create_interrupt_controllers(&vm)?;
 
-    let kernel = boot::load(&memory, spec.memory_bytes, &spec.kernel, spec.initramfs.as_ref())?;
+    let kernel = boot::load(
+        &memory,
+        spec.memory_bytes,
+        &spec.kernel,
+        spec.initramfs.as_ref(),
+        spec.boot_pages,
+    )?;
     let irqs = devices::irqs(&spec.slots);
     boot::write_boot_data(
         &memory,

@@ -20,7 +20,7 @@ use crate::{
         command_line::{self, CommandLineError},
         layout::{self, VirtioSlot},
     },
-    config::{BlockConfig, JailConfig, VmConfig, VsockConfig},
+    config::{BlockConfig, BootPages, JailConfig, VmConfig, VsockConfig},
 };
 
 /// One virtio-blk device.
@@ -62,6 +62,7 @@ pub struct VmSpec {
     pub kvm: OwnedFd,
     pub kernel: File,
     pub initramfs: Option<File>,
+    pub boot_pages: BootPages,
     /// Complete, with its devices and a NUL.
     pub command_line: Vec<u8>,
     /// One for each virtio device: the disks, then vsock, rng and balloon.
@@ -131,6 +132,7 @@ impl VmSpec {
                 .initramfs
                 .map(|fd| files.regular(fd).map_err(named("initramfs")))
                 .transpose()?,
+            boot_pages: config.boot_pages,
             block: config.block.iter().map(|disk| block(disk, files)).collect::<Result<_, _>>()?,
             vsock: config.vsock.as_ref().map(|config| vsock(config, files)).transpose()?,
             rng: config.rng,

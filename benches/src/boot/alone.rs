@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use caisson_vmm::{
-    config::VmConfig,
+    config::{BootPages, VmConfig},
     control::{ControlEvent, Report},
 };
 
@@ -116,6 +116,7 @@ fn config(kvm: &File, kernel: &File, initramfs: Option<&File>, control: Option<&
         kvm: kvm.as_raw_fd(),
         kernel: kernel.as_raw_fd(),
         initramfs: initramfs.map(AsRawFd::as_raw_fd),
+        boot_pages: BootPages::of_host(),
         cmdline: COMMAND_LINE.into(),
         block: Vec::new(),
         vsock: None,

@@ -17,7 +17,7 @@ use std::{
 
 use caisson_agent_protocol::CONTROL_PORT;
 use caisson_failpoints::{hit, steps};
-use caisson_vmm::config::{BlockConfig, HostPort, JailConfig, VmConfig, VsockConfig};
+use caisson_vmm::config::{BlockConfig, BootPages, HostPort, JailConfig, VmConfig, VsockConfig};
 
 use super::{cmdline, console};
 use crate::{
@@ -122,6 +122,7 @@ pub(super) fn spawn(
         kvm: parts.kvm.as_raw_fd(),
         kernel: parts.kernel.as_raw_fd(),
         initramfs: Some(parts.initramfs.as_raw_fd()),
+        boot_pages: BootPages::of_host(),
         cmdline: cmdline::command_line(),
         block,
         vsock: Some(VsockConfig {

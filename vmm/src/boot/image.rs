@@ -3,9 +3,8 @@
 //! The file was inherited, and its offset is shared with whoever else has it open, so it
 //! is neither used nor moved.
 //!
-//! Whole pages are not copied but mapped, privately: the guest's first touch brings a page
-//! of the host's page cache, its first write a page of its own. What a guest never touches
-//! costs nothing, and what it only reads is one page for all VMs of the host.
+//! Whole pages may be mapped, privately, instead of copied ([`BootPages`]): the guest's
+//! first touch brings a page of the host's page cache, its first write a page of its own.
 
 use std::{
     fs::File,
@@ -16,17 +15,18 @@ use std::{
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, bitmap::BitmapSlice};
 
 use super::PAGE_BYTES;
-use crate::memory;
+use crate::{config::BootPages, memory};
 
 pub struct Image<'a> {
     file: &'a File,
+    pages: BootPages,
     position: u64,
     size: u64,
 }
 
 impl<'a> Image<'a> {
-    pub fn new(file: &'a File) -> io::Result<Self> {
-        Ok(Self { file, position: 0, size: file.metadata()?.len() })
+    pub fn new(file: &'a File, pages: BootPages) -> io::Result<Self> {
+        Ok(Self { file, pages, position: 0, size: file.metadata()?.len() })
     }
 
     /// Bytes in the file.
@@ -60,7 +60,7 @@ impl Seek for Image<'_> {
 }
 
 impl ReadVolatile for Image<'_> {
-    /// Maps the whole pages into guest memory, and reads the rest. Fills `to` unless the
+    /// Maps the pages that are to be mapped, and reads the rest. Fills `to` unless the
     /// file ends.
     fn read_volatile<B: BitmapSlice>(
         &mut self,
@@ -68,7 +68,10 @@ impl ReadVolatile for Image<'_> {
     ) -> Result<usize, VolatileMemoryError> {
         let guard = to.ptr_guard_mut();
         let start = guard.as_ptr();
-        let mapped = self.whole_pages(start, to.len());
+        let mapped = match self.pages {
+            BootPages::Copied => 0,
+            BootPages::Mapped => self.whole_pages(start, to.len()),
+        };
         // SAFETY: the guard's bytes are guest memory that may be replaced, to which no
         // reference exists; `whole_pages` are of them and of the file.
         unsafe { memory::replace(start, mapped, self.file, self.position) }
@@ -122,7 +125,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"0123456789").unwrap();
         let memory = crate::memory::allocate(1 << 20).unwrap();
-        let mut image = Image::new(&file).unwrap();
+        let mut image = Image::new(&file, BootPages::Mapped).unwrap();
         image.seek(SeekFrom::End(-6)).unwrap();
         image.seek(SeekFrom::Current(1)).unwrap();
         memory.read_exact_volatile_from(GuestAddress(0), &mut image, 5).unwrap();
@@ -130,10 +133,16 @@ mod tests {
         assert!(image.seek(SeekFrom::Current(-11)).is_err());
         assert_eq!(file.stream_position().unwrap(), 10);
     }
-    /// Three pages of a file that differ, at `position` of the file, in guest memory.
-    fn loaded(file: &File, position: u64, at: u64, length: usize) -> (crate::virtio::Memory, u64) {
+    /// `length` bytes at `position` of the file, in guest memory.
+    fn loaded(
+        file: &File,
+        pages: BootPages,
+        position: u64,
+        at: u64,
+        length: usize,
+    ) -> (crate::virtio::Memory, u64) {
         let memory = crate::memory::allocate(1 << 20).unwrap();
-        let mut image = Image::new(file).unwrap();
+        let mut image = Image::new(file, pages).unwrap();
         image.seek(SeekFrom::Start(position)).unwrap();
         memory.read_exact_volatile_from(GuestAddress(at), &mut image, length).unwrap();
         (memory, image.position)
@@ -160,22 +169,25 @@ mod tests {
             (3 * page as u64 - 7, 0x2ff9, 7),
             (0, 0x2000, 0),
         ] {
-            let (memory, end) = loaded(&file, position, at, length);
-            let mut found = vec![0; length];
-            memory.read_slice(&mut found, GuestAddress(at)).unwrap();
-            assert_eq!(found, bytes[position as usize..][..length], "{position} {at:#x} {length}");
-            assert_eq!(end, position + length as u64);
-            // Nothing around it: the kernel's zeroes begin there.
-            let after = memory.read_obj::<u64>(GuestAddress(at + length as u64)).unwrap();
-            assert_eq!(after, 0, "{position} {at:#x} {length}");
-            assert_eq!(memory.read_obj::<u64>(GuestAddress(at - 8)).unwrap(), 0);
+            for pages in [BootPages::Copied, BootPages::Mapped] {
+                let case = format!("{pages:?} {position} {at:#x} {length}");
+                let (memory, end) = loaded(&file, pages, position, at, length);
+                let mut found = vec![0; length];
+                memory.read_slice(&mut found, GuestAddress(at)).unwrap();
+                assert_eq!(found, bytes[position as usize..][..length], "{case}");
+                assert_eq!(end, position + length as u64, "{case}");
+                // Nothing around it: the kernel's zeroes begin there.
+                let after = memory.read_obj::<u64>(GuestAddress(at + length as u64)).unwrap();
+                assert_eq!(after, 0, "{case}");
+                assert_eq!(memory.read_obj::<u64>(GuestAddress(at - 8)).unwrap(), 0, "{case}");
+            }
         }
     }
 
     #[test]
     fn the_guests_writes_stay_its_own() {
         let (file, bytes) = three_pages();
-        let (memory, _) = loaded(&file, 0, 0, bytes.len());
+        let (memory, _) = loaded(&file, BootPages::Mapped, 0, 0, bytes.len());
         memory.write_slice(&vec![0xff; bytes.len()], GuestAddress(0)).unwrap();
         let mut found = vec![0; bytes.len()];
         file.read_exact_at(&mut found, 0).unwrap();
@@ -186,8 +198,10 @@ mod tests {
     fn a_file_that_ends_too_early_is_an_error() {
         let (file, bytes) = three_pages();
         let memory = crate::memory::allocate(1 << 20).unwrap();
-        let mut image = Image::new(&file).unwrap();
         let length = bytes.len() + 1;
-        assert!(memory.read_exact_volatile_from(GuestAddress(0), &mut image, length).is_err());
+        for pages in [BootPages::Copied, BootPages::Mapped] {
+            let mut image = Image::new(&file, pages).unwrap();
+            assert!(memory.read_exact_volatile_from(GuestAddress(0), &mut image, length).is_err());
+        }
     }
 }

@@ -14,6 +14,7 @@ use linux_loader::loader::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
+use crate::config::BootPages;
 use image::Image;
 
 const PAGE_BYTES: u64 = 4096;
@@ -67,10 +68,13 @@ pub fn load(
     size_bytes: u64,
     kernel: &File,
     initramfs: Option<&File>,
+    pages: BootPages,
 ) -> Result<Loaded, LoadError> {
-    let (entry, kernel_end) = load_kernel(memory, kernel)?;
+    let (entry, kernel_end) = load_kernel(memory, kernel, pages)?;
     let initramfs = initramfs
-        .map(|file| load_initramfs(memory, file, kernel_end, layout::low_ram_end(size_bytes)))
+        .map(|file| {
+            load_initramfs(memory, file, pages, kernel_end, layout::low_ram_end(size_bytes))
+        })
         .transpose()?;
     Ok(Loaded { entry, initramfs })
 }
@@ -101,11 +105,15 @@ pub fn write_boot_data(
 
 /// The entry, and where the memory ends that the kernel needs before it has its own
 /// allocator.
-fn load_kernel(memory: &GuestMemoryMmap, file: &File) -> Result<(Entry, u64), LoadError> {
+fn load_kernel(
+    memory: &GuestMemoryMmap,
+    file: &File,
+    pages: BootPages,
+) -> Result<(Entry, u64), LoadError> {
     let mut magic = [0; 4];
     let failed = |source| LoadError::Read { what: "kernel", source };
     file.read_exact_at(&mut magic, 0).map_err(failed)?;
-    let mut image = Image::new(file).map_err(failed)?;
+    let mut image = Image::new(file, pages).map_err(failed)?;
     let floor = Some(GuestAddress(layout::HIGH_MEMORY));
 
     if magic == ELF_MAGIC {
@@ -133,11 +141,12 @@ fn load_kernel(memory: &GuestMemoryMmap, file: &File) -> Result<(Entry, u64), Lo
 fn load_initramfs(
     memory: &GuestMemoryMmap,
     file: &File,
+    pages: BootPages,
     kernel_end: u64,
     low_ram_end: u64,
 ) -> Result<Range<u64>, LoadError> {
     let failed = |source| LoadError::Read { what: "initramfs", source };
-    let mut image = Image::new(file).map_err(failed)?;
+    let mut image = Image::new(file, pages).map_err(failed)?;
     let bytes = image.size();
     let too_large = LoadError::InitramfsTooLarge { bytes, kernel_end, low_ram_end };
     let start = kernel_end.max(layout::HIGH_MEMORY).checked_next_multiple_of(PAGE_BYTES);
@@ -171,6 +180,7 @@ mod tests {
     use super::*;
 
     const SIZE: u64 = 32 << 20;
+    const COPIED: BootPages = BootPages::Copied;
 
     fn file(bytes: &[u8]) -> File {
         let mut file = tempfile::tempfile().unwrap();
@@ -181,7 +191,8 @@ mod tests {
     #[test]
     fn the_initramfs_follows_the_kernel() {
         let memory = crate::memory::allocate(SIZE).unwrap();
-        let range = load_initramfs(&memory, &file(&[7; 5000]), (16 << 20) + 1, SIZE).unwrap();
+        let range =
+            load_initramfs(&memory, &file(&[7; 5000]), COPIED, (16 << 20) + 1, SIZE).unwrap();
         let start = (16 << 20) + 4096;
         assert_eq!(range, start..start + 5000);
         assert_eq!(memory.read_obj::<u8>(GuestAddress(range.end - 1)).unwrap(), 7);
@@ -191,17 +202,18 @@ mod tests {
     fn an_initramfs_may_end_low_memory() {
         let memory = crate::memory::allocate(SIZE).unwrap();
         let bytes = file(&[7; 8192]);
-        let range = load_initramfs(&memory, &bytes, SIZE - 8192, SIZE).unwrap();
+        let range = load_initramfs(&memory, &bytes, COPIED, SIZE - 8192, SIZE).unwrap();
         assert_eq!(range.end, SIZE);
         for kernel_end in [SIZE - 8191, SIZE, u64::MAX] {
-            assert!(load_initramfs(&memory, &bytes, kernel_end, SIZE).is_err());
+            assert!(load_initramfs(&memory, &bytes, COPIED, kernel_end, SIZE).is_err());
         }
     }
 
     #[test]
     fn an_initramfs_that_does_not_fit_is_refused() {
         let memory = crate::memory::allocate(SIZE).unwrap();
-        let error = load_initramfs(&memory, &file(&[7; 5000]), SIZE - 4096, SIZE).unwrap_err();
+        let error =
+            load_initramfs(&memory, &file(&[7; 5000]), COPIED, SIZE - 4096, SIZE).unwrap_err();
         assert!(matches!(error, LoadError::InitramfsTooLarge { bytes: 5000, .. }), "{error}");
     }
 
@@ -215,7 +227,7 @@ mod tests {
             b"\x7fELF",
             &[b"\x7fELF", &[0xff; 200][..]].concat(),
         ] {
-            assert!(load(&memory, SIZE, &file(bytes), None).is_err());
+            assert!(load(&memory, SIZE, &file(bytes), None, COPIED).is_err());
         }
     }
 }

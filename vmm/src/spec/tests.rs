@@ -59,6 +59,7 @@ impl Inherited {
             kvm: self.device(),
             kernel: self.file(libc::O_RDONLY),
             initramfs: Some(self.file(libc::O_RDONLY)),
+            boot_pages: BootPages::default(),
             cmdline: "quiet".to_owned(),
             block: vec![BlockConfig {
                 serial: "layers".to_owned(),
