@@ -24,6 +24,8 @@ pub struct VmConfig {
     pub kernel: Fd,
     /// A cpio archive.
     pub initramfs: Option<Fd>,
+    #[serde(default)]
+    pub boot_pages: BootPages,
     /// The kernel's command line, without the devices: the vmm appends those.
     pub cmdline: String,
     #[serde(default)]
@@ -39,6 +41,31 @@ pub struct VmConfig {
     /// A connected stream socket for [`crate::control`] messages.
     pub control: Option<Fd>,
     pub jail: Option<JailConfig>,
+}
+
+/// How kernel and initramfs come into guest memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BootPages {
+    /// Copied. Quick where guest memory has huge pages; otherwise each page of 4 KiB is a
+    /// fault before the first instruction.
+    #[default]
+    Copied,
+    /// Mapped privately: nothing is done for a page before the guest touches it, and what
+    /// the guest only reads is one page for all VMs, the host's cache of the file. Whoever
+    /// replaces the file must rename a new one over it: VMs see a change in place.
+    Mapped,
+}
+
+impl BootPages {
+    /// The quicker way on this host, by its policy of huge pages.
+    pub fn of_host() -> Self {
+        let policy = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+        match policy {
+            Ok(policy) if policy.contains("[always]") => Self::Copied,
+            _ => Self::Mapped,
+        }
+    }
 }
 
 /// One virtio-blk device over one or more raw files, one after the other.

@@ -17,7 +17,7 @@ use std::{
 };
 
 use caisson_vmm::{
-    config::{BlockConfig, JailConfig, VmConfig},
+    config::{BlockConfig, BootPages, JailConfig, VmConfig},
     control::{ControlEvent, ControlRequest, EndReason, Report},
 };
 use payload::Payload;
@@ -76,6 +76,7 @@ impl Builder {
             kvm: keep(kvm),
             kernel: keep(kernel),
             initramfs: None,
+            boot_pages: BootPages::of_host(),
             cmdline: "console=ttyS0".to_owned(),
             block: Vec::new(),
             vsock: None,
