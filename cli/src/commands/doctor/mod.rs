@@ -2,6 +2,7 @@
 
 mod checks;
 mod kvm;
+mod security;
 
 use std::{io::IsTerminal, process::ExitCode};
 
@@ -18,6 +19,9 @@ use crate::{
 
 #[derive(Args, Clone, Debug)]
 pub struct DoctorArgs {
+    /// Check how well this host keeps VMs apart, and say what each finding means
+    #[arg(long)]
+    pub security: bool,
     /// Format output (table|json)
     #[arg(
         short,
@@ -86,20 +90,42 @@ enum RunsBy {
 }
 
 pub(super) fn doctor(globals: &Globals, args: &DoctorArgs) -> CommandResult {
+    if args.security {
+        return security(globals, args.format);
+    }
     let mut checks = checks::all(globals);
     if machine::is_inside() {
         checks.retain(|check| check.way != Way::Machine);
     }
     let runs_by = verdict(&checks, globals.accel, machine::is_inside());
     soften(&mut checks, runs_by);
-    match args.format {
-        Format::Json => {
-            let report = serde_json::json!({ "checks": checks, "runs_by": runs_by });
-            print_line(&serde_json::to_string_pretty(&report)?)?;
-        }
-        Format::Table => print_line(&table(&checks, runs_by, std::io::stdout().is_terminal()))?,
-    }
+    let report = serde_json::json!({ "checks": checks, "runs_by": runs_by });
+    print_report(args.format, &checks, &report, conclusion(runs_by))?;
     if runs_by.is_some() { Ok(ExitCode::SUCCESS) } else { Err(Failure::quiet(1)) }
+}
+
+fn security(globals: &Globals, format: Format) -> CommandResult {
+    let checks = security::all(globals);
+    let fit = checks.iter().all(|check| check.status != Status::Fail);
+    let report = serde_json::json!({ "checks": checks, "fit_for_hostile_code": fit });
+    let conclusion = match fit {
+        true => "No finding stands against hostile code on this host.",
+        false => "This host is not fit for hostile code; see what failed above.",
+    };
+    print_report(format, &checks, &report, conclusion)?;
+    if fit { Ok(ExitCode::SUCCESS) } else { Err(Failure::quiet(1)) }
+}
+
+fn print_report(
+    format: Format,
+    checks: &[Check],
+    report: &serde_json::Value,
+    conclusion: &str,
+) -> Result<(), Failure> {
+    match format {
+        Format::Json => print_line(&serde_json::to_string_pretty(report)?),
+        Format::Table => print_line(&table(checks, conclusion, std::io::stdout().is_terminal())),
+    }
 }
 
 /// The first way that nothing stands in, of those that are allowed.
@@ -128,7 +154,7 @@ fn soften(checks: &mut [Check], runs_by: Option<RunsBy>) {
     }
 }
 
-fn table(checks: &[Check], runs_by: Option<RunsBy>, colors: bool) -> String {
+fn table(checks: &[Check], conclusion: &str, colors: bool) -> String {
     let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0).max("CHECK".len());
     let mut text = format!("{:<width$}   STATUS   FOUND\n", "CHECK");
     for check in checks {
@@ -139,15 +165,19 @@ fn table(checks: &[Check], runs_by: Option<RunsBy>, colors: bool) -> String {
         }
     }
     text.push('\n');
-    text.push_str(match runs_by {
+    text.push_str(conclusion);
+    text
+}
+
+fn conclusion(runs_by: Option<RunsBy>) -> &'static str {
+    match runs_by {
         Some(RunsBy::Kvm) => "Containers run on this host's KVM.",
         Some(RunsBy::Machine) => {
             "Containers run in the emulated machine: for development and tests, not for speed and not \
              for hostile code."
         }
         None => "Containers cannot run here; see what failed above.",
-    });
-    text
+    }
 }
 
 fn status(status: Status, colors: bool) -> String {
@@ -196,7 +226,7 @@ mod tests {
         let mut checks = checks(Status::Ok, Status::Fail, Status::Ok);
         soften(&mut checks, Some(RunsBy::Machine));
         assert_eq!(checks[1].status, Status::Warn);
-        let table = table(&checks, Some(RunsBy::Machine), false);
+        let table = table(&checks, conclusion(Some(RunsBy::Machine)), false);
         assert_eq!(
             table,
             "CHECK      STATUS   FOUND\n\
@@ -217,6 +247,6 @@ mod tests {
             assert_eq!(check.status == Status::Ok, check.advice.is_none(), "{check:?}");
             assert!(!check.found.is_empty(), "{check:?}");
         }
-        assert!(table(&checks, None, true).contains("\x1b["));
+        assert!(table(&checks, conclusion(None), true).contains("\x1b["));
     }
 }
