@@ -7,7 +7,7 @@ use super::{JailError, check};
 /// Closes every file but those in `keep` and the standard streams. Standard input and
 /// output become /dev/null unless they are kept; standard error stays what the parent
 /// made it, for the last words of a panic.
-pub(super) fn keep_only(keep: &[RawFd]) -> Result<(), JailError> {
+pub fn keep_only(keep: &[RawFd]) -> Result<(), JailError> {
     replace_standard_streams(keep)?;
     for (first, last) in gaps(keep) {
         // SAFETY: no object owns a file in a gap: the process has just begun, and owns

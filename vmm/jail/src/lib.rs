@@ -1,18 +1,21 @@
 //! A process confines itself: what is left is the files it was given, no name, no right.
 //!
 //! In this order, because each step takes away what an earlier one needs: files, name
-//! spaces and root directory (these need CAP_SYS_ADMIN), resource limits, user and
-//! capabilities. System call filters are the program's own affair and follow when its
-//! threads exist. Every step that fails is an error, after which the process must end.
+//! spaces and root directory (these need CAP_SYS_ADMIN), user and user namespace, rights,
+//! Landlock, resource limits. System call filters are the program's own affair and follow
+//! when its threads exist. Every step that fails is an error, after which the process must
+//! end.
 //!
-//! Not here: a pid namespace. `unshare` would give one to children, and a jailed process
-//! has none; without /proc, with a user of its own and `kill` filtered it can neither see
-//! nor reach another process.
+//! Each step is a function of its own for a process that needs only some. A pid namespace
+//! is the parent's to give ([`pid_namespace::spawn`]): `unshare` gives it to children.
 
-mod files;
-mod limits;
-mod namespaces;
-mod privileges;
+pub mod files;
+pub mod landlock;
+pub mod limits;
+pub mod namespaces;
+pub mod pid_namespace;
+pub mod privileges;
+pub mod user_namespace;
 
 use std::{io, os::fd::RawFd};
 
@@ -25,6 +28,15 @@ pub struct Jail {
     pub max_open_files: u64,
 }
 
+/// What of the jail depends on the host.
+#[derive(Debug)]
+pub struct Entered {
+    /// Why there is no user namespace, where the host allows none.
+    pub no_user_namespace: Option<JailError>,
+    /// The kernel's Landlock ABI; 0 where it has none.
+    pub landlock_abi: u32,
+}
+
 #[derive(Debug, thiserror::Error)]
 #[error("jail: {step}")]
 pub struct JailError {
@@ -35,16 +47,22 @@ pub struct JailError {
 
 /// Confines the process for good. It must have a single thread, and capabilities enough
 /// (as root). `keep` are the files that the configuration names.
-pub fn enter(jail: &Jail, keep: &[RawFd], die_with_parent: bool) -> Result<(), JailError> {
+pub fn enter(jail: &Jail, keep: &[RawFd], die_with_parent: bool) -> Result<Entered, JailError> {
     files::keep_only(keep)?;
     namespaces::leave()?;
+    let maps = user_namespace::Maps::open();
     namespaces::take_empty_root()?;
+    privileges::drop_bounding_set()?;
+    privileges::take_user(jail.uid, jail.gid)?;
+    let no_user_namespace = user_namespace::enter(maps, jail.uid, jail.gid)?.err();
+    privileges::drop_rights()?;
+    let landlock_abi = landlock::forbid_all()?;
     limits::set(jail.max_open_files)?;
-    privileges::drop_all(jail.uid, jail.gid)?;
     if die_with_parent {
         privileges::die_with_parent()?;
     }
-    privileges::clear_environment()
+    privileges::clear_environment()?;
+    Ok(Entered { no_user_namespace, landlock_abi })
 }
 
 /// The error of a step that was a system call with this result.

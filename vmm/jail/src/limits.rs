@@ -7,7 +7,7 @@ use super::{JailError, check};
 ///
 /// No limit on processes: it would count those of other VMs with the same user, and the
 /// filters forbid to make any. None on file sizes: disks are as large as they are.
-pub(super) fn set(max_open_files: u64) -> Result<(), JailError> {
+pub fn set(max_open_files: u64) -> Result<(), JailError> {
     limit("limit open files", libc::RLIMIT_NOFILE, max_open_files)?;
     limit("forbid core dumps", libc::RLIMIT_CORE, 0)?;
     limit("forbid locked memory", libc::RLIMIT_MEMLOCK, 0)?;

@@ -6,7 +6,7 @@ use super::{JailError, check};
 
 /// New mount, network (without an interface but a loopback that is down), IPC, UTS and
 /// cgroup namespaces.
-pub(super) fn leave() -> Result<(), JailError> {
+pub fn leave() -> Result<(), JailError> {
     let namespaces = libc::CLONE_NEWNS
         | libc::CLONE_NEWNET
         | libc::CLONE_NEWIPC
@@ -17,7 +17,7 @@ pub(super) fn leave() -> Result<(), JailError> {
 }
 
 /// Makes an empty, read-only tmpfs the root directory and the only mount.
-pub(super) fn take_empty_root() -> Result<(), JailError> {
+pub fn take_empty_root() -> Result<(), JailError> {
     // What is mounted from now on stays in this namespace.
     mount("make mounts private", c"none", c"/", None, libc::MS_REC | libc::MS_PRIVATE)?;
     // Any directory serves as a place to mount; this one every host has.

@@ -5,31 +5,51 @@ use std::ptr;
 use super::{JailError, check};
 
 /// Becomes `uid` and `gid`, in no other group and without any capability, for good.
-pub(super) fn drop_all(uid: u32, gid: u32) -> Result<(), JailError> {
+pub fn drop_all(uid: u32, gid: u32) -> Result<(), JailError> {
     drop_bounding_set()?;
+    take_user(uid, gid)?;
+    drop_rights()
+}
+
+/// Becomes `uid` and `gid`, in no other group. Of root's capabilities those stay that a
+/// user namespace takes, until [`drop_rights`].
+pub fn take_user(uid: u32, gid: u32) -> Result<(), JailError> {
+    control("keep capabilities", libc::PR_SET_KEEPCAPS, 1)?;
     // SAFETY: changes the credentials of this thread, the only one.
     unsafe {
         check("leave all groups", libc::setgroups(0, ptr::null()))?;
         check("take the group", libc::setresgid(gid, gid, gid))?;
         check("take the user", libc::setresuid(uid, uid, uid))?;
     }
-    clear_capabilities()?;
+    control("keep capabilities no longer", libc::PR_SET_KEEPCAPS, 0)?;
+    // Hosts that restrict user namespaces do so for those who are not this.
+    set_capabilities("keep the capability for a user namespace", 1 << CAP_SYS_ADMIN)
+}
+
+/// Drops every capability, can win none by a program's file, and is traced by nobody.
+pub fn drop_rights() -> Result<(), JailError> {
+    // With the inheritable set the ambient one is empty.
+    set_capabilities("drop all capabilities", 0)?;
     control("forbid new privileges", libc::PR_SET_NO_NEW_PRIVS, 1)?;
-    // Nobody but root may trace the process or read its memory. After the change of user,
-    // which resets it.
-    control("forbid tracing", libc::PR_SET_DUMPABLE, 0)
+    // After the changes of user, which reset it.
+    set_dumpable(false)
+}
+
+/// Whether others of its user may trace the process and read its memory; root always may.
+pub(super) fn set_dumpable(dumpable: bool) -> Result<(), JailError> {
+    control("forbid tracing", libc::PR_SET_DUMPABLE, dumpable.into())
 }
 
 /// Lets the kernel kill this process when its parent's thread ends.
 ///
 /// Not for a parent with a control socket: there the end of the parent is the end of the
-/// socket, and does not depend on which of the parent's threads made the vmm.
-pub(super) fn die_with_parent() -> Result<(), JailError> {
+/// socket, and does not depend on which of the parent's threads made the process.
+pub fn die_with_parent() -> Result<(), JailError> {
     control("die with the parent", libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)
 }
 
 /// Zeroes the environment, for the process and for who reads it in /proc.
-pub(super) fn clear_environment() -> Result<(), JailError> {
+pub fn clear_environment() -> Result<(), JailError> {
     unsafe extern "C" {
         static mut environ: *mut *mut libc::c_char;
     }
@@ -48,7 +68,7 @@ pub(super) fn clear_environment() -> Result<(), JailError> {
 }
 
 /// Takes every capability out of the bounding set, as far as the kernel knows them.
-fn drop_bounding_set() -> Result<(), JailError> {
+pub fn drop_bounding_set() -> Result<(), JailError> {
     const STEP: &str = "drop the capability bounding set";
     for capability in 0..64 {
         // SAFETY: takes numbers only.
@@ -62,22 +82,27 @@ fn drop_bounding_set() -> Result<(), JailError> {
     Ok(())
 }
 
-/// Empties the permitted, effective and inheritable sets, and with them the ambient one.
-fn clear_capabilities() -> Result<(), JailError> {
+/// `linux/capability.h`
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// Makes `capabilities` (of the first 32) the permitted and the effective set, and empties
+/// the inheritable one.
+fn set_capabilities(step: &'static str, capabilities: u32) -> Result<(), JailError> {
     #[repr(C)]
     struct Header {
         version: u32,
         pid: i32,
     }
-    /// Two sets of three 32-bit words, in version 3.
+    /// Effective, permitted and inheritable, each as two words of 32 bits: first all the
+    /// low words, then all the high ones.
     type Data = [u32; 6];
     const VERSION_3: u32 = 0x2008_0522;
     let header = Header { version: VERSION_3, pid: 0 };
-    let data: Data = [0; 6];
+    let data: Data = [capabilities, capabilities, 0, 0, 0, 0];
     // SAFETY: header and data have the layout of version 3 (capset(2)) and outlive the
     // call.
     let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const data) };
-    check("drop all capabilities", result)
+    check(step, result)
 }
 
 fn control(step: &'static str, option: i32, value: libc::c_ulong) -> Result<(), JailError> {
