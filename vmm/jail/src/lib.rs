@@ -1,8 +1,8 @@
 //! A process confines itself: what is left is the files it was given, no name, no right.
 //!
-//! In this order, because each step takes away what an earlier one needs: files, name
-//! spaces and root directory (these need CAP_SYS_ADMIN), user and user namespace, rights,
-//! Landlock, resource limits. System call filters are the program's own affair and follow
+//! In this order, because each step takes away what an earlier one needs: files, signals,
+//! namespaces and root directory (these need CAP_SYS_ADMIN), user and user namespace,
+//! rights, Landlock, resource limits, environment. System call filters are the program's own affair and follow
 //! when its threads exist. Every step that fails is an error, after which the process must
 //! end.
 //!
@@ -10,6 +10,7 @@
 //! is the parent's to give ([`pid_namespace::spawn`]): `unshare` gives it to children.
 
 pub mod files;
+pub mod inherited;
 pub mod landlock;
 pub mod limits;
 pub mod namespaces;
@@ -49,6 +50,8 @@ pub struct JailError {
 /// (as root). `keep` are the files that the configuration names.
 pub fn enter(jail: &Jail, keep: &[RawFd], die_with_parent: bool) -> Result<Entered, JailError> {
     files::keep_only(keep)?;
+    inherited::reset_signals()?;
+    inherited::restrict_umask();
     namespaces::leave()?;
     let maps = user_namespace::Maps::open();
     namespaces::take_empty_root()?;
@@ -61,7 +64,7 @@ pub fn enter(jail: &Jail, keep: &[RawFd], die_with_parent: bool) -> Result<Enter
     if die_with_parent {
         privileges::die_with_parent()?;
     }
-    privileges::clear_environment()?;
+    inherited::clear_environment()?;
     Ok(Entered { no_user_namespace, landlock_abi })
 }
 

@@ -48,25 +48,6 @@ pub fn die_with_parent() -> Result<(), JailError> {
     control("die with the parent", libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)
 }
 
-/// Zeroes the environment, for the process and for who reads it in /proc.
-pub fn clear_environment() -> Result<(), JailError> {
-    unsafe extern "C" {
-        static mut environ: *mut *mut libc::c_char;
-    }
-    // SAFETY: there is one thread, and nothing holds a pointer into the environment. Its
-    // strings lie on the initial stack, which may be written, and end in NUL; the list of
-    // them ends in null.
-    let result = unsafe {
-        let mut entry = environ;
-        while !entry.is_null() && !(*entry).is_null() {
-            ptr::write_bytes(*entry, 0, libc::strlen(*entry));
-            entry = entry.add(1);
-        }
-        libc::clearenv()
-    };
-    check("clear the environment", if result == 0 { 0 } else { -1 })
-}
-
 /// Takes every capability out of the bounding set, as far as the kernel knows them.
 pub fn drop_bounding_set() -> Result<(), JailError> {
     const STEP: &str = "drop the capability bounding set";
