@@ -6,6 +6,7 @@
 use std::{io, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
+use caisson_vmm::config::RateLimit;
 use tokio::{net::UnixStream, sync::watch};
 
 use crate::{agent_client::AgentClient, kind::ErrorKind, rootfs::Rootfs};
@@ -75,6 +76,8 @@ pub struct SandboxSpec {
 pub struct VmSize {
     pub vcpus: u8,
     pub memory_mib: u32,
+    /// Of all its disks together.
+    pub disk_limit: RateLimit,
 }
 
 /// Why a VM is no more.

@@ -54,6 +54,7 @@ pub fn build(spec: VmSpec, timer: Arc<BootTimer>) -> Result<Parts, BuildError> {
     let lifecycle = Arc::new(Lifecycle::new(spec.vcpus).map_err(BuildError::Event)?);
     let virtio = devices::Virtio {
         block: spec.block,
+        disk_limit: spec.disk_limit,
         vsock: spec.vsock,
         rng: spec.rng,
         balloon: spec.balloon,

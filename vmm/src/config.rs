@@ -30,6 +30,9 @@ pub struct VmConfig {
     pub cmdline: String,
     #[serde(default)]
     pub block: Vec<BlockConfig>,
+    /// What all disks together may do.
+    #[serde(default)]
+    pub disk_limit: RateLimit,
     pub vsock: Option<VsockConfig>,
     #[serde(default)]
     pub rng: bool,
@@ -78,6 +81,26 @@ pub struct BlockConfig {
     /// Each file's size is rounded up to 4096; the rest reads as zeros. Opened read-only
     /// for a read-only device, read-write otherwise; the vmm checks (`F_GETFL`).
     pub files: Vec<Fd>,
+}
+
+/// How much a device may do: on average, and at once after a pause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimit {
+    /// Bytes; 4096 to 2^40 a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Rate>,
+    /// Requests or frames; 1 to 10^9 a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operations: Option<Rate>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    pub per_second: u64,
+    /// 1 to 2^40. What is larger by itself passes, and is made up for afterwards.
+    pub burst: u64,
 }
 
 /// virtio-vsock, bridged to Unix sockets.

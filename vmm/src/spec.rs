@@ -2,6 +2,7 @@
 //! descriptor checked and owned.
 
 mod adopt;
+pub mod limit;
 
 use std::{
     collections::BTreeSet,
@@ -14,13 +15,14 @@ use std::{
 
 pub use adopt::{FdError, Files};
 use caisson_jail::Jail;
+use limit::LimitError;
 
 use crate::{
     boot::{
         command_line::{self, CommandLineError},
         layout::{self, VirtioSlot},
     },
-    config::{BlockConfig, BootPages, JailConfig, VmConfig, VsockConfig},
+    config::{BlockConfig, BootPages, JailConfig, RateLimit, VmConfig, VsockConfig},
 };
 
 /// One virtio-blk device.
@@ -68,6 +70,8 @@ pub struct VmSpec {
     /// One for each virtio device: the disks, then vsock, rng and balloon.
     pub slots: Vec<VirtioSlot>,
     pub block: Vec<BlockSpec>,
+    /// Of all disks together.
+    pub disk_limit: RateLimit,
     pub vsock: Option<VsockSpec>,
     pub rng: bool,
     pub balloon: bool,
@@ -91,6 +95,8 @@ pub enum SpecError {
     BlockSerialTwice(String),
     #[error("the block device {0:?} has no file")]
     BlockEmpty(String),
+    #[error("limit of the {what}")]
+    Limit { what: &'static str, source: LimitError },
     #[error("the vsock CID {0} is reserved; a guest has 3 to 4294967294")]
     Cid(u32),
     #[error("the vsock host port {0} is named twice or reserved")]
@@ -119,6 +125,8 @@ impl VmSpec {
             return Err(SpecError::Memory(config.memory_mib));
         }
         check_serials(&config.block)?;
+        limit::check(&config.disk_limit)
+            .map_err(|source| SpecError::Limit { what: "disks", source })?;
         let slots = virtio_slots(config)?;
         Ok(Self {
             id: config.id.clone(),
@@ -134,6 +142,7 @@ impl VmSpec {
                 .transpose()?,
             boot_pages: config.boot_pages,
             block: config.block.iter().map(|disk| block(disk, files)).collect::<Result<_, _>>()?,
+            disk_limit: config.disk_limit,
             vsock: config.vsock.as_ref().map(|config| vsock(config, files)).transpose()?,
             rng: config.rng,
             balloon: config.balloon,

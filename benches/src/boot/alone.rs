@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use caisson_vmm::{
-    config::{BootPages, VmConfig},
+    config::{BootPages, RateLimit, VmConfig},
     control::{ControlEvent, Report},
 };
 
@@ -119,6 +119,7 @@ fn config(kvm: &File, kernel: &File, initramfs: Option<&File>, control: Option<&
         boot_pages: BootPages::of_host(),
         cmdline: COMMAND_LINE.into(),
         block: Vec::new(),
+        disk_limit: RateLimit::default(),
         vsock: None,
         rng: false,
         balloon: false,

@@ -198,6 +198,11 @@ fn unified(limits: &LinuxResources) -> Result<BTreeMap<String, String>, PlanErro
     Ok(unified)
 }
 
+/// Its throttles are of host devices by number; the VM's disks are files.
+const BLOCK_IO: &str = "names block devices of the host, which a microVM has none of; the \
+                        annotations io.caisson.disk-bandwidth and io.caisson.disk-iops limit its \
+                        disks";
+
 fn refuse_what_a_vm_lacks(limits: &LinuxResources) -> Result<(), PlanError> {
     let block = limits.block_io().as_ref();
     let throttled = block.is_some_and(|block| {
@@ -220,7 +225,7 @@ fn refuse_what_a_vm_lacks(limits: &LinuxResources) -> Result<(), PlanError> {
     });
     let rdma = limits.rdma().iter().flatten().next().is_some();
     let refusals = [
-        (throttled, "blockIO", "names block devices of the host; not supported in this version"),
+        (throttled, "blockIO", BLOCK_IO),
         (huge, "hugepageLimits", "huge pages are not supported"),
         (class, "network", "network classes and priorities have no cgroup v2 controller"),
         (rdma, "rdma", "a microVM has no RDMA devices"),

@@ -55,7 +55,7 @@ pub fn vm_size(spec: &Spec, host: HostSize) -> Result<VmSize, PlanError> {
         }
     };
     let vcpus = u8::try_from(vcpus.clamp(1, most)).expect("clamped to MAX_VCPUS");
-    Ok(VmSize { vcpus, memory_mib })
+    Ok(VmSize { vcpus, memory_mib, disk_limit: annotations.disk_limit })
 }
 
 fn memory_for(limit_bytes: u64) -> u32 {

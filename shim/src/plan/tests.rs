@@ -5,6 +5,7 @@ use std::{fs, os::unix::net::UnixListener, path::Path};
 use caisson_agent_protocol::plan::{
     DeviceKind, FilePlan, MountPlan, PidNamespace, TerminalSize, UserPlan,
 };
+use caisson_vmm::config::{Rate, RateLimit};
 use serde_json::{Value, json};
 
 use super::*;
@@ -490,4 +491,31 @@ fn an_exec_has_the_containers_filters() {
     assert_eq!(plan.seccomp, filters);
     assert!(plan.terminal.is_some());
     exec(b"", false, vec![]).unwrap_err();
+}
+
+#[test]
+fn disks_are_limited_by_annotations() {
+    let limit = |name: &str, value: &str| {
+        let mut spec = base();
+        spec["annotations"] = json!({ name: value });
+        let spec = serde_json::from_value(spec).unwrap();
+        vm_size(&spec, HostSize { cpus: 1 }).map(|size| size.disk_limit)
+    };
+    let rate = |per_second, burst| Some(Rate { per_second, burst });
+    let bandwidth = limit("io.caisson.disk-bandwidth", "1048576:65536").unwrap();
+    assert_eq!(bandwidth, RateLimit { bandwidth: rate(1 << 20, 65536), operations: None });
+    let operations = limit("io.caisson.disk-iops", "100").unwrap();
+    assert_eq!(operations, RateLimit { bandwidth: None, operations: rate(100, 100) });
+    for (name, value, message) in [
+        ("io.caisson.disk-bandwidth", "10", "\"10\" is no number from 4096 to 1099511627776"),
+        ("io.caisson.disk-bandwidth", "10m", "\"10m\" is no number"),
+        ("io.caisson.disk-iops", "0", "\"0\" is no number from 1 to 1000000000"),
+        ("io.caisson.disk-iops", "5:0", "\"0\" is no number from 1 to 1099511627776"),
+        ("io.caisson.disk-iops", "5:", "\"\" is no number"),
+        ("io.caisson.disk-iops", "5:6:7", "\"6:7\" is no number"),
+        ("io.caisson.disk", "5", "unknown"),
+    ] {
+        let error = limit(name, value).unwrap_err().to_string();
+        assert!(error.contains(message) && error.contains(name), "{error}");
+    }
 }

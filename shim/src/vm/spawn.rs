@@ -125,6 +125,7 @@ pub(super) fn spawn(
         boot_pages: BootPages::of_host(),
         cmdline: cmdline::command_line(),
         block,
+        disk_limit: spec.size.disk_limit,
         vsock: Some(VsockConfig {
             cid: GUEST_CID,
             listener: listener.as_raw_fd(),

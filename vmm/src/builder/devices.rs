@@ -15,6 +15,7 @@ use crate::{
     boot::layout::{self, VirtioSlot},
     boot_timer::BootTimer,
     bus::Bus,
+    config::RateLimit,
     devices::{
         self, Sink,
         boot_stamp::{self, BootStamp},
@@ -26,13 +27,14 @@ use crate::{
     spec::{BlockSpec, VsockSpec},
     virtio::{
         Interrupt, Memory, VirtioDevice, balloon::Balloon, block::Block, mmio::Transport,
-        registers::offset, rng::Rng, vsock::Vsock,
+        registers::offset, rng::Rng, throttle::RateLimiter, vsock::Vsock,
     },
 };
 
 /// The virtio devices of a VM, before they are connected.
 pub(super) struct Virtio {
     pub(super) block: Vec<BlockSpec>,
+    pub(super) disk_limit: RateLimit,
     pub(super) vsock: Option<VsockSpec>,
     pub(super) rng: bool,
     pub(super) balloon: bool,
@@ -52,7 +54,7 @@ impl Virtio {
         let mut bus = Bus::new("access to no MMIO device");
         let mut loops = Vec::new();
         let mut slots = slots.iter().copied();
-        let disks = disks(mem::take(&mut self.block))?;
+        let disks = disks(mem::take(&mut self.block), self.disk_limit)?;
         for (thread, devices) in [("block", disks), ("io", self.others()?)] {
             if devices.is_empty() {
                 continue;
@@ -84,11 +86,16 @@ impl Virtio {
     }
 }
 
-fn disks(specs: Vec<BlockSpec>) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
+/// They share one limit.
+fn disks(
+    specs: Vec<BlockSpec>,
+    limit: RateLimit,
+) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
+    let limiter = RateLimiter::new(limit);
     let open = |spec: BlockSpec| -> Result<Box<dyn VirtioDevice>, BuildError> {
         let serial = spec.serial.clone();
         let block = Block::new(spec).map_err(|source| BuildError::Block { serial, source })?;
-        Ok(Box::new(block))
+        Ok(Box::new(block.limited(limiter.clone())))
     };
     specs.into_iter().map(open).collect()
 }

@@ -66,6 +66,7 @@ impl Inherited {
                 readonly: true,
                 files: vec![self.file(libc::O_RDONLY), self.file(libc::O_RDONLY)],
             }],
+            disk_limit: RateLimit::default(),
             vsock: Some(VsockConfig {
                 cid: 3,
                 listener: self.listener("vsock"),
@@ -121,6 +122,15 @@ fn numbers_out_of_range_are_refused() {
     refused(|_, config| config.memory_mib = 65537, "65537 MiB");
     refused(|_, config| config.vsock.as_mut().unwrap().cid = 2, "CID 2");
     refused(|_, config| config.vsock.as_mut().unwrap().cid = u32::MAX, "CID 4294967295");
+}
+
+#[test]
+fn limits_that_cannot_be_kept_are_refused() {
+    let rate = crate::config::Rate { per_second: 0, burst: 1 };
+    refused(
+        |_, config| config.disk_limit.operations = Some(rate),
+        "limit of the disks: a rate in operations a second of 0; it is 1 to 1000000000",
+    );
 }
 
 #[test]

@@ -24,6 +24,7 @@ pub mod registers;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod throttle;
 pub mod token_bucket;
 pub mod vsock;
 

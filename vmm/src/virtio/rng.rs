@@ -3,36 +3,44 @@
 //! A guest seeds its own generator from a few bytes and needs no more; what one may draw
 //! is limited, so that it cannot keep a CPU of the host busy.
 
-use std::{io, time::Instant};
+use std::io;
 
-use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
-use vmm_sys_util::timerfd::TimerFd;
 
 use super::{
     ActivateError, Activation, VirtioDevice, Worker,
     chain::Chain,
-    device_queue::{DeviceQueue, QueueError, RING_FEATURES, single_queue},
-    token_bucket::TokenBucket,
+    device_queue::{Budget, DeviceQueue, QueueError, RING_FEATURES, single_queue},
+    throttle::{RateLimiter, SharedLimiter, Throttle},
 };
+use crate::config::{Rate, RateLimit};
 
 const QUEUE_SIZE: u16 = 16;
 
 /// Most bytes for one request; the driver asks again for more.
 const MAX_REQUEST_BYTES: usize = 4096;
-/// Most bytes in a burst and in a second.
-const BURST_BYTES: u64 = 64 << 10;
-const BYTES_PER_SECOND: u32 = 256 << 10;
-/// What a request costs at least, however small.
-const MIN_COST_BYTES: u64 = 64;
+/// What a guest may draw, in bytes.
+const LIMIT: Rate = Rate { per_second: 256 << 10, burst: 64 << 10 };
+/// What a request counts for at least, however small.
+const MIN_COST_BYTES: usize = 64;
+const BUDGET: Budget = Budget { chains: QUEUE_SIZE as usize, bytes: 1 << 20 };
 
 /// The device as its transport sees it.
-#[derive(Default)]
-pub struct Rng;
+pub struct Rng {
+    limiter: Option<SharedLimiter>,
+}
 
 impl Rng {
     pub fn new() -> Self {
-        Self
+        let limit = RateLimit { bandwidth: Some(LIMIT), operations: None };
+        Self { limiter: RateLimiter::new(limit) }
+    }
+}
+
+impl Default for Rng {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -56,63 +64,33 @@ impl VirtioDevice for Rng {
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
-        let timer = TimerFd::new().map_err(|error| ActivateError::Descriptor(error.into()))?;
-        Ok(Box::new(RngWorker {
-            queue: single_queue(activation)?,
-            bucket: TokenBucket::new(BURST_BYTES, BYTES_PER_SECOND, Instant::now()),
-            timer,
-        }))
+        let throttle = Throttle::new(self.limiter.as_ref())?;
+        Ok(Box::new(RngWorker { queue: single_queue(activation)?, throttle }))
     }
 }
 
 struct RngWorker {
     queue: DeviceQueue,
-    bucket: TokenBucket,
-    /// Runs while requests wait for the bucket.
-    timer: TimerFd,
+    throttle: Throttle,
 }
 
 impl MutEventSubscriber for RngWorker {
     fn init(&mut self, ops: &mut EventOps) {
         self.queue.register(ops);
-        // Edge-triggered, so that the timer need not be read.
-        ops.add(Events::new(&self.timer, EventSet::IN | EventSet::EDGE_TRIGGERED))
-            .expect("the timer is new");
+        self.throttle.register(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        self.queue.on_event(events, ops);
-        self.serve(Instant::now());
+        if !self.throttle.on_event(events) {
+            self.queue.on_event(events, ops);
+        }
+        self.throttle.serve(&mut self.queue, BUDGET, cost, fill);
+        self.queue.signal();
     }
 }
 
-impl RngWorker {
-    /// Fills the driver's buffers while the bucket allows it.
-    fn serve(&mut self, now: Instant) {
-        loop {
-            let wait = self.bucket.wait_for(MAX_REQUEST_BYTES as u64, now);
-            if !wait.is_zero() {
-                // Notifications stay off meanwhile. With a timer that was made and a
-                // duration above zero it cannot fail.
-                let _ = self.timer.reset(wait, None);
-                break;
-            }
-            let Some(mut chain) = self.queue.pop() else {
-                if self.queue.enable_notifications() {
-                    continue;
-                }
-                break;
-            };
-            match fill(&mut chain) {
-                Ok(bytes) => {
-                    self.bucket.take(u64::from(bytes).max(MIN_COST_BYTES), now);
-                    self.queue.complete(chain, bytes);
-                }
-                Err(error) => self.queue.fail(error),
-            }
-        }
-        self.queue.signal();
-    }
+fn cost(chain: &Chain) -> usize {
+    chain.writable.bytes().clamp(MIN_COST_BYTES, MAX_REQUEST_BYTES)
 }
 
 /// Writes random bytes to the chain's buffers, and returns how many.
@@ -180,7 +158,7 @@ mod tests {
                 break;
             }
         }
-        let limit = BURST_BYTES as usize / MAX_REQUEST_BYTES;
+        let limit = LIMIT.burst as usize / MAX_REQUEST_BYTES;
         assert!((limit..limit + 4).contains(&served), "{served}");
         // 4 KiB come in within 16 ms; the timer says so without a kick.
         assert_eq!(driver.run_for(1000), 1);
@@ -194,7 +172,21 @@ mod tests {
         while driver.queues[0].free_count() > 0 && served < 10_000 {
             served += driver.submit(0, &[Writable(DATA, 1)]).len();
         }
-        assert!(served < 2 * (BURST_BYTES / MIN_COST_BYTES) as usize, "{served}");
+        assert!(served < 2 * LIMIT.burst as usize / MIN_COST_BYTES, "{served}");
+    }
+
+    #[test]
+    fn a_reset_does_not_fill_the_bucket_again() {
+        let mut device = super::Rng::new();
+        let mut driver = Driver::new(&mut device);
+        let mut served = 0;
+        for _ in 0..100 {
+            driver.reset();
+            driver.activate(&mut device);
+            served += driver.submit(0, &[Writable(DATA, 4096)]).len();
+        }
+        let limit = LIMIT.burst as usize / MAX_REQUEST_BYTES;
+        assert!((limit..limit + 4).contains(&served), "{served}");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::{
 };
 
 use caisson_vmm::{
-    config::{BlockConfig, BootPages, JailConfig, VmConfig},
+    config::{BlockConfig, BootPages, JailConfig, RateLimit, VmConfig},
     control::{ControlEvent, ControlRequest, EndReason, Report},
 };
 use payload::Payload;
@@ -79,6 +79,7 @@ impl Builder {
             boot_pages: BootPages::of_host(),
             cmdline: "console=ttyS0".to_owned(),
             block: Vec::new(),
+            disk_limit: RateLimit::default(),
             vsock: None,
             rng: false,
             balloon: false,

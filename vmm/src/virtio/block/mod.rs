@@ -17,13 +17,14 @@ use virtio_bindings::{
     virtio_ids::VIRTIO_ID_BLOCK,
 };
 
-use self::request::{Disk, MAX_RANGE_BYTES, Request, SECTOR_BYTES, Status};
+use self::request::{Disk, MAX_DATA_BYTES, MAX_RANGE_BYTES, Request, SECTOR_BYTES, Status};
 pub use self::segmented_file::{ALIGNMENT, Backend, OpenError, SegmentedFile};
 use super::{
     ActivateError, Activation, VirtioDevice, Worker,
     chain::Chain,
     config_space,
     device_queue::{Budget, DeviceQueue, QueueError, RING_FEATURES, single_queue},
+    throttle::{SharedLimiter, Throttle},
 };
 use crate::spec::BlockSpec;
 
@@ -42,6 +43,7 @@ pub struct Block {
     readonly: bool,
     serial: [u8; SERIAL_BYTES],
     config: [u8; CONFIG_BYTES],
+    limiter: Option<SharedLimiter>,
 }
 
 impl Block {
@@ -57,7 +59,13 @@ impl Block {
             *to = from;
         }
         let config = config(backend.bytes());
-        Self { backend, readonly, serial: padded, config }
+        Self { backend, readonly, serial: padded, config, limiter: None }
+    }
+
+    /// Keeps the disk to a limit, which others may share.
+    #[must_use]
+    pub fn limited(self, limiter: Option<SharedLimiter>) -> Self {
+        Self { limiter, ..self }
     }
 }
 
@@ -91,6 +99,7 @@ impl VirtioDevice for Block {
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
         let write_through = activation.features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
         Ok(Box::new(BlockWorker {
+            throttle: Throttle::new(self.limiter.as_ref())?,
             queue: single_queue(activation)?,
             disk: DiskIo {
                 backend: Arc::clone(&self.backend),
@@ -123,19 +132,28 @@ fn config(disk_bytes: u64) -> [u8; CONFIG_BYTES] {
 
 struct BlockWorker {
     queue: DeviceQueue,
+    throttle: Throttle,
     disk: DiskIo,
 }
 
 impl MutEventSubscriber for BlockWorker {
     fn init(&mut self, ops: &mut EventOps) {
         self.queue.register(ops);
+        self.throttle.register(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        self.queue.on_event(events, ops);
-        self.queue.serve(BUDGET, |chain| self.disk.handle(chain));
+        if !self.throttle.on_event(events) {
+            self.queue.on_event(events, ops);
+        }
+        self.throttle.serve(&mut self.queue, BUDGET, cost, |chain| self.disk.handle(chain));
         self.queue.signal();
     }
+}
+
+/// All of a request's buffers; one with more data than that is refused.
+fn cost(chain: &Chain) -> usize {
+    chain.bytes().min(MAX_DATA_BYTES)
 }
 
 /// Carries requests out.

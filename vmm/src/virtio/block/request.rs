@@ -168,3 +168,28 @@ impl Range {
         Ok(Self { offset, length, flags: u32::from_le_bytes([e, f, g, h]) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sectors and lengths around every edge, against arithmetic that cannot overflow.
+    #[test]
+    fn only_ranges_on_the_disk_have_an_offset() {
+        let near =
+            |edge: u64| (0..4).flat_map(move |n| [edge.wrapping_sub(n), edge.wrapping_add(n)]);
+        for bytes in [0, 512, 4096, 1 << 40, i64::MAX as u64 / 4096 * 4096] {
+            let disk = Disk { bytes, readonly: false };
+            let edges = [0, bytes / SECTOR_BYTES, 1 << 32, u64::MAX / SECTOR_BYTES, 1 << 63];
+            let lengths = [0, 512, 1024, MAX_RANGE_BYTES, u64::MAX / 512 * 512];
+            for sector in edges.into_iter().flat_map(near) {
+                for length in lengths {
+                    let offset = u128::from(sector) * u128::from(SECTOR_BYTES);
+                    let fits = offset + u128::from(length) <= u128::from(bytes);
+                    let expected = if fits { Ok(offset as u64) } else { Err(Status::IoError) };
+                    assert_eq!(disk.offset(sector, length), expected, "{sector:#x} {length:#x}");
+                }
+            }
+        }
+    }
+}

@@ -278,3 +278,48 @@ fn retry_interrupted(mut call: impl FnMut() -> isize) -> io::Result<usize> {
 fn bytes_to_usize(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, sync::Arc};
+
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::virtio::testing::{DATA, memory};
+
+    /// Up to three files of every size around the alignment, read around every edge,
+    /// against the bytes in one row.
+    #[test]
+    fn all_small_disks_read_as_their_bytes_in_a_row() {
+        const SIZES: [usize; 5] = [0, 1, 4095, 4096, 4097];
+        let memory = memory();
+        for code in 0..SIZES.len().pow(3) {
+            let sizes = [code % 5, code / 5 % 5, code / 25].map(|index| SIZES[index]);
+            let mut flat = Vec::new();
+            let files = (1_u8..).zip(sizes).map(|(tag, size)| {
+                let content = vec![tag; size];
+                flat.extend(&content);
+                flat.resize(flat.len().next_multiple_of(ALIGNMENT as usize), 0);
+                let mut file = tempfile::NamedTempFile::new().unwrap();
+                file.write_all(&content).unwrap();
+                File::open(file.path()).unwrap()
+            });
+            let disk = SegmentedFile::new(files.collect(), true).unwrap();
+            assert_eq!(disk.bytes(), flat.len() as u64);
+            for offset in [0, 1, 4094, 4095, 4096, 8191, 8192] {
+                for length in [1, 2, 4096, 4098, 12_288] {
+                    let Some(expected) = flat.get(offset..offset + length) else { continue };
+                    memory.write_slice(&[0xee; 12_290], GuestAddress(DATA)).unwrap();
+                    let mut target = IoVecs::new(Arc::clone(&memory));
+                    target.push(GuestAddress(DATA), length).unwrap();
+                    disk.read(offset as u64, &mut target).unwrap();
+                    let mut found = vec![0; length + 1];
+                    memory.read_slice(&mut found, GuestAddress(DATA)).unwrap();
+                    assert!(found[..length] == *expected, "{sizes:?} {offset} {length}");
+                    assert_eq!(found[length], 0xee, "a byte too many");
+                }
+            }
+        }
+    }
+}

@@ -16,11 +16,15 @@ use virtio_bindings::{
 };
 
 use super::*;
-use crate::virtio::{
-    iovecs::IoVecs,
-    testing::{
-        Buffer::{self, Readable, Writable},
-        DATA, Driver, INDIRECT, NEXT, RAM_END, REGION_BOUNDARY, Used, WRITE,
+use crate::{
+    config::{Rate, RateLimit},
+    virtio::{
+        iovecs::IoVecs,
+        testing::{
+            Buffer::{self, Readable, Writable},
+            DATA, Driver, INDIRECT, NEXT, RAM_END, REGION_BOUNDARY, Used, WRITE,
+        },
+        throttle::RateLimiter,
     },
 };
 
@@ -583,6 +587,90 @@ fn more_requests_than_one_wake_up_may_take_all_complete() {
     assert_eq!(driver.queues[0].take_used().len(), BUDGET.chains);
     driver.run();
     assert_eq!(driver.queues[0].take_used().len(), count - BUDGET.chains);
+}
+
+fn limited(limiter: &Option<SharedLimiter>) -> (Driver, tempfile::NamedTempFile, Block) {
+    let file = file_with(&pattern(16 * 512));
+    let mut device = block(false, vec![open(&file, true)]).limited(limiter.clone());
+    (Driver::new(&mut device), file, device)
+}
+
+/// A request is a chain of 16 + 512 + 1 bytes.
+fn limit(per_second: u64, burst: u64) -> Option<SharedLimiter> {
+    let operations = Some(Rate { per_second, burst });
+    RateLimiter::new(RateLimit { bandwidth: None, operations })
+}
+
+fn add_read(driver: &mut Driver) {
+    put_header(driver, VIRTIO_BLK_T_IN, 0);
+    let chain = [Readable(HEADER, 16), Writable(BUFFER, 512), Writable(STATUS, 1)];
+    driver.queues[0].add(&chain);
+}
+
+#[test]
+fn requests_beyond_the_limit_wait_and_all_complete() {
+    let (mut driver, _file, _device) = limited(&limit(200, 4));
+    for _ in 0..10 {
+        add_read(&mut driver);
+    }
+    driver.kick(0);
+    let mut used = driver.queues[0].take_used().len();
+    assert!((4..10).contains(&used), "{used} at once");
+    // A kick does not let a request pass.
+    driver.kick(0);
+    while used < 10 {
+        assert_eq!(driver.run_for(10_000), 1, "the timer wakes the worker");
+        used += driver.queues[0].take_used().len();
+    }
+    assert_eq!(driver.read(STATUS, 1), [OK]);
+}
+
+#[test]
+fn a_request_larger_than_the_burst_passes_and_is_made_up_for() {
+    let bandwidth = Some(Rate { per_second: 20 << 10, burst: 100 });
+    let limiter = RateLimiter::new(RateLimit { bandwidth, operations: None });
+    let (mut driver, _file, _device) = limited(&limiter);
+    add_read(&mut driver);
+    driver.kick(0);
+    assert_eq!(driver.queues[0].take_used().len(), 1);
+    add_read(&mut driver);
+    driver.kick(0);
+    assert_eq!(driver.queues[0].take_used().len(), 0);
+    assert_eq!(driver.run_for(10_000), 1);
+    assert_eq!(driver.queues[0].take_used().len(), 1);
+}
+
+#[test]
+fn two_disks_share_a_limit() {
+    let limiter = limit(1, 3);
+    let (mut first, _file, _device) = limited(&limiter);
+    let (mut second, _other_file, _other_device) = limited(&limiter);
+    for driver in [&mut first, &mut second] {
+        add_read(driver);
+        add_read(driver);
+        driver.kick(0);
+    }
+    assert_eq!(first.queues[0].take_used().len(), 2);
+    assert_eq!(second.queues[0].take_used().len(), 1);
+}
+
+#[test]
+fn a_reset_neither_refills_the_bucket_nor_lets_a_waiting_request_go() {
+    let (mut driver, file, mut device) = limited(&limit(1, 1));
+    let write = [Readable(HEADER, 16), Readable(BUFFER, 512), Writable(STATUS, 1)];
+    put_header(&driver, VIRTIO_BLK_T_OUT, 0);
+    driver.write(BUFFER, &pattern(512));
+    assert_eq!(driver.submit(0, &write).len(), 1);
+    driver.write(BUFFER, &[0xee; 512]);
+    assert_eq!(driver.submit(0, &write), []);
+    driver.reset();
+    driver.activate(&mut device);
+    let before = driver.snapshot();
+    driver.queues[0].add(&write);
+    driver.kick(0);
+    assert_eq!(driver.queues[0].take_used(), []);
+    driver.assert_unchanged_except(&before, &[]);
+    assert_eq!(content(&file), pattern(16 * 512));
 }
 
 #[test]
