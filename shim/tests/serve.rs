@@ -7,14 +7,12 @@ use std::{
     fs,
     io::Write,
     os::unix::net::UnixStream,
-    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
 
 use caisson_shim::{
-    assets::Assets,
-    client::{ClientError, CreateSpec, RootfsMount, ShimClient, SpawnSpec, Status, Stdio},
+    client::{ClientError, Status, Stdio},
     exit::Exit,
     kind::ErrorKind,
     vm,
@@ -22,121 +20,7 @@ use caisson_shim::{
 use containerd_shim::protos::{
     api::CreateTaskRequest, protobuf::Message, ttrpc::proto::Request, types::mount::Mount,
 };
-
-struct Host {
-    directory: tempfile::TempDir,
-    assets: Assets,
-}
-
-impl Host {
-    /// `None`, with the reason printed, where this cannot be tested.
-    fn new() -> Option<Self> {
-        if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
-            eprintln!("skipped: /dev/kvm cannot be opened, and the shim opens it for its vmm");
-            return None;
-        }
-        let directory = tempfile::tempdir().unwrap();
-        let (programs, files) = (directory.path().join("bin"), directory.path().join("lib"));
-        fs::create_dir_all(&programs).unwrap();
-        fs::create_dir_all(&files).unwrap();
-        let built = std::env::current_exe().unwrap();
-        let examples = built.parent().unwrap().parent().unwrap().join("examples");
-        for (from, to) in [
-            (
-                PathBuf::from(env!("CARGO_BIN_EXE_containerd-shim-caisson-v2")),
-                "containerd-shim-caisson-v2",
-            ),
-            (examples.join("fake_vmm"), "caisson-vmm"),
-        ] {
-            fs::copy(&from, programs.join(to)).unwrap_or_else(|e| panic!("{from:?}: {e}"));
-        }
-        fs::write(files.join("vmlinux"), "kernel").unwrap();
-        fs::write(files.join("initramfs.cpio"), "initramfs").unwrap();
-        let assets = Assets::at(programs, files);
-        Some(Self { directory, assets })
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn bundle(&self, id: &str, script: &str) -> PathBuf {
-        let bundle = self.path(id);
-        fs::create_dir_all(&bundle).unwrap();
-        let process: serde_json::Value =
-            serde_json::from_slice(&support::process_json(script)).unwrap();
-        let spec = serde_json::json!({
-            "ociVersion": "1.1.0",
-            "process": process,
-            "linux": { "namespaces": [{ "type": "pid" }] },
-        });
-        fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
-        bundle
-    }
-
-    fn spawn(&self, id: &str, script: &str) -> ShimClient {
-        let bundle = self.bundle(id, script);
-        // SAFETY: every test sets the same values.
-        unsafe {
-            std::env::set_var("CAISSON_ASSETS", self.path("lib"));
-            std::env::set_var("CAISSON_BOOT_TIMEOUT", "3");
-        }
-        let spec = SpawnSpec {
-            assets: &self.assets,
-            id,
-            bundle: &bundle,
-            socket: &self.path(&format!("shims/{id}.sock")),
-            root: &self.path("root"),
-            state: &self.path("state"),
-        };
-        ShimClient::spawn(&spec).unwrap()
-    }
-
-    fn create_spec(&self, id: &str) -> CreateSpec {
-        let layer = self.path("layer.erofs");
-        fs::write(&layer, [0; 4096]).unwrap();
-        let rootfs = vec![RootfsMount {
-            fstype: "erofs".into(),
-            source: layer.to_str().unwrap().into(),
-            options: vec!["ro".into()],
-        }];
-        let log = self.path(id).join("log.json");
-        let stdout = format!("json-file://{}", log.display());
-        CreateSpec { rootfs, stdio: Stdio { stderr: stdout.clone(), stdout, ..Default::default() } }
-    }
-
-    fn log(&self, id: &str) -> Vec<serde_json::Value> {
-        let log = fs::read_to_string(self.path(id).join("log.json")).unwrap();
-        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
-    /// What a VM or a shim would leave.
-    fn leftovers(&self, id: &str) -> Vec<String> {
-        let names = |directory: &Path| -> Vec<String> {
-            let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
-            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
-        };
-        let expected = ["config.json", "console.log", "exit.json", "log.json", "shim.log"];
-        let mut left = names(&self.path(id));
-        left.retain(|name| !expected.contains(&name.as_str()));
-        left.extend(names(&self.path("shims")).into_iter().filter(|name| name.contains(id)));
-        left
-    }
-}
-
-fn is_alive(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // A zombie is this test's own child.
-    !stat.is_empty() && !stat.contains(") Z ")
-}
-
-fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(10), "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
+use support::host::{Host, eventually, is_alive, kill};
 
 #[test]
 fn a_container_runs_and_leaves_nothing() {
@@ -322,9 +206,4 @@ fn a_shim_that_cannot_start_is_reported_with_its_words() {
     let error = client.create(&host.create_spec("unlucky")).unwrap_err();
     assert!(matches!(error, ClientError::Gone { .. }), "{error}");
     assert!(error.to_string().contains("no luck"), "{error}");
-}
-
-fn kill(pid: u32) {
-    // SAFETY: kill takes any numbers; the process is one that this test started.
-    unsafe { libc::kill(i32::try_from(pid).unwrap(), libc::SIGKILL) };
 }

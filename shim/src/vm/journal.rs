@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 pub(super) const JOURNAL: &str = "sandbox.json";
 pub(super) const VSOCK_SOCKET: &str = "vsock.sock";
 
+/// The journal while it is written.
+const TEMPORARY: &str = ".sandbox.json.new";
+
 const VERSION: u32 = 1;
 const MAX_BYTES: u64 = 64 << 10;
 
@@ -52,7 +55,7 @@ impl Journal {
 
     /// Replaces the journal in `bundle`, whole or not at all.
     pub(super) fn save(&self, bundle: &Path) -> io::Result<()> {
-        let temporary = bundle.join(".sandbox.json.new");
+        let temporary = bundle.join(TEMPORARY);
         hit(&steps::SHIM_VM_JOURNAL_WRITE)?;
         fs::write(&temporary, serde_json::to_vec(self)?)?;
         hit(&steps::SHIM_VM_JOURNAL_RENAME)?;
@@ -144,7 +147,7 @@ fn await_end(pidfd: &OwnedFd) -> io::Result<()> {
 
 /// Removes what a VM leaves in its bundle.
 pub(super) fn remove_files(bundle: &Path) {
-    for name in [VSOCK_SOCKET, JOURNAL] {
+    for name in [VSOCK_SOCKET, JOURNAL, TEMPORARY] {
         match hit(&steps::SHIM_VM_REMOVE).and_then(|()| fs::remove_file(bundle.join(name))) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 log::warn!("remove {}: {error}", bundle.join(name).display());

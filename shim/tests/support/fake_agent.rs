@@ -158,7 +158,16 @@ impl FakeAgent {
         let mut end = |port: Option<u32>| port.and_then(|port| ends.remove(&port));
         let (stdin, stdout, stderr) = (end(ports.stdin), end(ports.stdout), end(ports.stderr));
         let piped = |wanted: bool| if wanted { Stdio::piped() } else { Stdio::null() };
-        let mut child = Command::new(&process.args[0])
+        let mut command = Command::new(&process.args[0]);
+        // What runs in a VM ends with it, however it ends.
+        // SAFETY: prctl is a system call that takes numbers.
+        unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                Ok(())
+            });
+        }
+        let mut child = command
             .args(&process.args[1..])
             .env_clear()
             .envs(process.env.iter().filter_map(|entry| entry.split_once('=')))

@@ -2,6 +2,7 @@
 //! the same socket protocol.
 
 mod fake_agent;
+pub mod host;
 
 use std::{
     fs, io,

@@ -1,0 +1,201 @@
+//! Every step of the shim fails once, as an operation that fails and as a process that
+//! dies: the error names it, nothing is left, and the next attempt succeeds.
+
+#[allow(unreachable_pub, dead_code, reason = "shared by test binaries")]
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use caisson_failpoints::{
+    Outcome,
+    steps::{self, Step},
+};
+use caisson_shim::{
+    client::{ClientError, ShimClient, Stdio},
+    kind::ErrorKind,
+    vm,
+};
+use support::host::{Host, eventually, is_alive, kill};
+
+/// A step that is passed again and again fails the first times only.
+const MAX_TIMES: usize = 3;
+
+/// A container's whole life, up to the first call that fails.
+fn live(host: &Host, client: &ShimClient, id: &str) -> Result<(), ClientError> {
+    client.create(&host.create_spec(id))?;
+    client.start(None)?;
+    exec(client)?;
+    client.kill(None, 9, true)?;
+    assert_eq!(client.wait(None)?.code, 137);
+    client.delete(None)?;
+    client.shutdown(false)
+}
+
+fn exec(client: &ShimClient) -> Result<(), ClientError> {
+    let process = serde_json::from_slice(&support::process_json("exit 9")).unwrap();
+    client.exec("e", &process, &Stdio::default())?;
+    client.start(Some("e"))?;
+    assert_eq!(client.wait(Some("e"))?.code, 9);
+    client.delete(Some("e")).map(drop)
+}
+
+fn steps_of_the_shim() -> impl Iterator<Item = &'static Step> {
+    steps::ALL.iter().filter(|step| step.name.starts_with("shim."))
+}
+
+/// How often a life without a fault passes each step.
+fn passes(host: &Host) -> BTreeMap<String, usize> {
+    host.inject(None);
+    let client = host.spawn("traced", "sleep 100");
+    live(host, &client, "traced").unwrap();
+    eventually("the shim ends", || host.processes().is_empty());
+    let mut passes = BTreeMap::new();
+    for step in host.passed() {
+        *passes.entry(step).or_default() += 1;
+    }
+    passes
+}
+
+#[test]
+fn every_step_of_the_table_is_passed() {
+    let Some(host) = Host::new() else { return };
+    let passes = passes(&host);
+    let missed: Vec<_> = steps_of_the_shim()
+        .map(|step| step.name)
+        .filter(|name| !passes.contains_key(*name))
+        .collect();
+    assert!(missed.is_empty(), "no code passes {missed:?}");
+}
+
+#[test]
+fn every_step_fails_once_and_the_next_attempt_succeeds() {
+    let Some(host) = Host::new() else { return };
+    let passes = passes(&host);
+    let mut cases = Vec::new();
+    for step in steps_of_the_shim() {
+        let actions: &[&str] = match step.outcome {
+            Outcome::OnlyDies => &["kill"],
+            Outcome::Fails | Outcome::Tolerated => &["enospc", "kill"],
+        };
+        for nth in 1..=passes.get(step.name).map_or(0, |&times| times.min(MAX_TIMES)) {
+            cases.extend(actions.iter().map(|action| (step, *action, nth)));
+        }
+    }
+    assert!(cases.len() > 40, "{}", cases.len());
+    let next = AtomicUsize::new(0);
+    let failures = Mutex::new(Vec::new());
+    // Most of a life is spent waiting.
+    thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                while let Some(&(step, action, nth)) =
+                    cases.get(next.fetch_add(1, Ordering::Relaxed))
+                {
+                    let tried = thread::spawn(move || try_case(step, action, nth)).join();
+                    if tried.is_err() {
+                        failures.lock().unwrap().push(format!("{}={action}:{nth}", step.name));
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().unwrap();
+    assert!(failures.is_empty(), "{failures:?}; their panics are above");
+}
+
+fn try_case(step: &'static Step, action: &str, nth: usize) {
+    let case = format!("{}={action}:{nth}", step.name);
+    let host = Host::new().unwrap();
+    host.inject(Some(&case));
+    let client = host.spawn("c", "sleep 100");
+    let lived = live(&host, &client, "c");
+    match (action, step.outcome, &lived) {
+        ("kill", _, Ok(())) => assert!(dies_after_the_last_reply(step), "{case}: it lived on"),
+        ("kill", _, Err(error)) => {
+            assert!(matches!(error, ClientError::Gone { .. }), "{case}: {error}");
+        }
+        (_, Outcome::Tolerated, lived) => assert!(lived.is_ok(), "{case}: {lived:?}"),
+        (_, _, Ok(())) => panic!("{case}: nothing has failed"),
+        (_, _, Err(error)) => {
+            assert!(error.to_string().contains("No space left on device"), "{case}: {error}");
+            assert_eq!(error.kind(), ErrorKind::NoSpace, "{case}: {error}");
+        }
+    }
+    // As its client does after an error.
+    let _ = client.delete(None);
+    let _ = client.shutdown(true);
+    eventually(&format!("{case}: the processes are gone"), || host.processes().is_empty());
+    assert!(host.passed().contains(&format!("{}!", step.name)), "{case}: not reached");
+    if action == "kill" || step.outcome == Outcome::Tolerated {
+        vm::reap(&host.path("c")).unwrap();
+        let _ = fs::remove_file(host.socket("c"));
+        let _ = fs::remove_file(host.path("c/.exit.json.new"));
+    }
+    assert_eq!(host.leftovers("c"), Vec::<String>::new(), "{case}");
+
+    host.inject(None);
+    let client = host.spawn("c", "sleep 100");
+    live(&host, &client, "c").unwrap_or_else(|error| panic!("after {case}: {error}"));
+    eventually(&format!("after {case}: the processes are gone"), || host.processes().is_empty());
+    assert_eq!(host.leftovers("c"), Vec::<String>::new(), "after {case}");
+}
+
+/// After the reply to Shutdown nobody waits for the shim any more.
+fn dies_after_the_last_reply(step: &Step) -> bool {
+    *step == steps::SHIM_END_SOCKET
+}
+
+#[test]
+fn a_failed_exec_gives_its_descriptors_back() {
+    let Some(host) = Host::new() else { return };
+    for step in [steps::SHIM_EXEC_RESERVE, steps::SHIM_EXEC_PREPARED] {
+        host.inject(Some(&format!("{}=emfile", step.name)));
+        let client = host.spawn("c", "sleep 100");
+        client.create(&host.create_spec("c")).unwrap();
+        client.start(None).unwrap();
+        let (shim, _) = client.host_pids().unwrap();
+        let open = || fs::read_dir(format!("/proc/{shim}/fd")).unwrap().count();
+        let before = open();
+        let error = exec(&client).unwrap_err();
+        assert!(error.to_string().contains("Too many open files"), "{error}");
+        eventually("its descriptors are closed", || open() == before);
+        exec(&client).unwrap();
+        eventually("its descriptors are closed", || open() == before);
+        client.shutdown(true).unwrap();
+        eventually("the shim ends", || host.processes().is_empty());
+    }
+}
+
+/// A client that asks and is killed before the answer leaves a shim that hangs at a step:
+/// whoever removes the container kills it.
+#[test]
+fn a_shim_that_hangs_at_any_step_can_be_killed() {
+    let Some(host) = Host::new() else { return };
+    for step in [steps::SHIM_VM_SPAWNED, steps::SHIM_VM_AGENT_READY, steps::SHIM_CREATE_DONE] {
+        host.inject(Some(&format!("{}=pause", step.name)));
+        let client = host.spawn("c", "sleep 100");
+        let spec = host.create_spec("c");
+        let asking = thread::spawn(move || client.create(&spec));
+        let reached = format!("{}!", step.name);
+        eventually("it hangs", || host.passed().contains(&reached));
+        for pid in host.processes() {
+            let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+            if exe.ends_with("shim") && is_alive(pid) {
+                kill(pid);
+            }
+        }
+        let error = asking.join().unwrap().unwrap_err();
+        assert!(matches!(error, ClientError::Gone { .. }), "{error}");
+        eventually("the vmm ends", || host.processes().is_empty());
+        vm::reap(&host.path("c")).unwrap();
+        assert_eq!(host.leftovers("c"), ["c.sock"]);
+    }
+}
