@@ -272,8 +272,8 @@ impl DeviceQueue {
     }
 
     /// Handles available chains until there are none or the budget is spent; then the rest
-    /// follows in another wake-up. The driver is not signalled yet. `handle` returns the number of bytes it wrote, or that
-    /// the chain lacks the buffers it needs.
+    /// follows in another wake-up. The driver is not signalled yet. `handle` returns the
+    /// number of bytes it wrote, or that the chain lacks the buffers it needs.
     pub fn serve(
         &mut self,
         mut budget: Budget,
@@ -300,3 +300,6 @@ impl DeviceQueue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

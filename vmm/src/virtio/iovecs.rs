@@ -241,6 +241,55 @@ mod tests {
         assert_eq!(bytes, [1, 2, 3]);
     }
 
+    /// Every list of up to three short stretches, with every part of it, and parts whose
+    /// bounds are at the end of the numbers.
+    #[test]
+    fn all_small_parts_are_what_the_flat_bytes_say() {
+        let memory = memory();
+        let edges = || (0..=7).chain([usize::MAX - 1, usize::MAX]);
+        for code in 0..4_usize.pow(3) {
+            let lengths: Vec<usize> = [code % 4, code / 4 % 4, code / 16]
+                .into_iter()
+                .filter(|length| *length > 0)
+                .collect();
+            let total = lengths.iter().sum::<usize>();
+            let mut iovecs = iovecs(&memory, &lengths);
+            for (skip, max) in edges().flat_map(|skip| edges().map(move |max| (skip, max))) {
+                let expected: Vec<usize> = (skip.min(total)..total).take(max).collect();
+                let found = iovecs.with_part(skip, max, |vecs| -> Vec<usize> {
+                    seen(&memory, vecs).iter().flat_map(|(at, len)| *at..at + len).collect()
+                });
+                assert_eq!(found, expected, "{lengths:?} {skip} {max}");
+            }
+            for bound in edges() {
+                let mut cut = self::iovecs(&memory, &lengths);
+                cut.truncate(bound);
+                assert_eq!(cut.bytes(), total.min(bound));
+                cut.advance(bound);
+                assert_eq!(cut.bytes(), 0);
+                assert_eq!(cut.read(&mut [0; 4]), 0);
+            }
+        }
+    }
+
+    /// Ranges that end around every edge of memory, with lengths up to the largest.
+    #[test]
+    fn only_ranges_in_memory_are_taken() {
+        let memory = memory();
+        let edges = [0, 1, crate::virtio::testing::REGION_BOUNDARY, RAM_END, u64::MAX];
+        let lengths = [1, 2, RAM_END as usize, RAM_END as usize + 1, usize::MAX - 1, usize::MAX];
+        for (edge, before) in edges.into_iter().flat_map(|edge| (0..3).map(move |n| (edge, n))) {
+            let Some(start) = edge.checked_sub(before) else { continue };
+            for length in lengths {
+                let inside = start.checked_add(length as u64).is_some_and(|end| end <= RAM_END);
+                let mut iovecs = IoVecs::new(Arc::clone(&memory));
+                let pushed = iovecs.push(GuestAddress(start), length);
+                assert_eq!(pushed.is_ok(), inside, "{start:#x} {length:#x}");
+                assert!(!inside || iovecs.bytes() == length);
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn a_part_is_what_the_flat_bytes_say(

@@ -76,7 +76,7 @@ impl Identity {
 }
 
 /// What the driver has set. All of a transport's state that a snapshot must hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Registers {
     pub status: u32,
     pub device_features_select: u32,
@@ -86,7 +86,7 @@ pub struct Registers {
     pub queues: Vec<QueueRegisters>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct QueueRegisters {
     /// 0 until the driver has chosen one.
     pub size: u16,
@@ -290,6 +290,9 @@ fn set_low(address: &mut u64, value: u32) {
 fn set_high(address: &mut u64, value: u32) {
     *address = *address & u64::from(u32::MAX) | u64::from(value) << 32;
 }
+
+#[cfg(test)]
+mod state_space;
 
 #[cfg(test)]
 mod tests {
