@@ -128,7 +128,7 @@ pub struct HostPort {
 
 /// What the vmm confines itself to before the first guest instruction. Without it (only
 /// for a developer at a terminal) just the seccomp filters are installed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JailConfig {
     /// Not 0.
@@ -136,4 +136,8 @@ pub struct JailConfig {
     pub gid: u32,
     /// Files that may be open at once (RLIMIT_NOFILE), the inherited ones included.
     pub max_open_files: u64,
+    /// The parent has started the vmm as the first process of a pid namespace
+    /// (`caisson_jail::pid_namespace::spawn`); the vmm checks it.
+    #[serde(default)]
+    pub pid_namespace: bool,
 }

@@ -17,10 +17,23 @@ pub enum ControlRequest {
     Stop,
 }
 
+/// What of its jail depends on the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JailReport {
+    /// Why the vmm has no user namespace, where the host allows none.
+    #[serde(default)]
+    pub no_user_namespace: Option<String>,
+    /// The kernel's Landlock ABI; 0 where it has none.
+    #[serde(default)]
+    pub landlock_abi: u32,
+}
+
 /// What the vmm says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
 pub enum ControlEvent {
+    /// The process has confined itself; before anything else, if the config asks for it.
+    Jailed(JailReport),
     /// The VM is built and its vCPUs are entered.
     Running,
     Paused,

@@ -11,6 +11,7 @@ use caisson_vmm::{
     boot_timer::{BootTimer, Stage},
     log,
     run::{self, EXIT_CONFIG},
+    seccomp::Filtering,
     spec::Files,
 };
 
@@ -32,10 +33,10 @@ fn main() -> ExitCode {
     timer.stamp(Stage::Main);
     share_one_heap();
     match parse(env::args_os().skip(1)) {
-        Ok(Command::Run { config_fd }) => {
+        Ok(Command::Run { config_fd, filtering }) => {
             // SAFETY: nothing has opened a file yet, so nothing owns an inherited one.
             let files = unsafe { Files::inherited() };
-            let code = run::run(config_fd, files, timer);
+            let code = run::run(config_fd, files, filtering, timer);
             // Without tearing down: the kernel does it faster, and nothing is unsaved.
             std::process::exit(code.into())
         }
@@ -63,15 +64,21 @@ fn print(text: &str) {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Command {
-    Run { config_fd: i32 },
+    Run { config_fd: i32, filtering: Filtering },
     Version,
     Help,
 }
 
-/// Three options, by hand: a parser's library would be a fifth of the program.
+/// A few options, by hand: a parser's library would be a fifth of the program.
 fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command, String> {
     let arguments: Vec<_> = arguments.map(|word| word.to_string_lossy().into_owned()).collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    // Not in the help: for measuring what the filters cost, and refused with a jail.
+    let filtering = match words.last() {
+        Some(&"--no-seccomp") => Filtering::Off,
+        _ => Filtering::On,
+    };
+    words.truncate(words.len() - usize::from(filtering == Filtering::Off));
     let number = match words[..] {
         ["-h" | "--help"] => return Ok(Command::Help),
         ["-V" | "--version"] => return Ok(Command::Version),
@@ -82,7 +89,7 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command, String> {
     };
     match number.parse() {
         // 0 to 2 are the standard streams, which std may use at any time.
-        Ok(config_fd) if config_fd > 2 => Ok(Command::Run { config_fd }),
+        Ok(config_fd) if config_fd > 2 => Ok(Command::Run { config_fd, filtering }),
         _ => Err(format!("--config-fd {number:?} is no file descriptor above 2")),
     }
 }
@@ -97,8 +104,10 @@ mod tests {
 
     #[test]
     fn the_options_are_those_of_the_help() {
-        assert_eq!(parsed("--config-fd 3"), Ok(Command::Run { config_fd: 3 }));
-        assert_eq!(parsed("--config-fd=17"), Ok(Command::Run { config_fd: 17 }));
+        let run = |config_fd, filtering| Ok(Command::Run { config_fd, filtering });
+        assert_eq!(parsed("--config-fd 3"), run(3, Filtering::On));
+        assert_eq!(parsed("--config-fd=17"), run(17, Filtering::On));
+        assert_eq!(parsed("--config-fd 3 --no-seccomp"), run(3, Filtering::Off));
         assert_eq!(parsed("--version"), Ok(Command::Version));
         assert_eq!(parsed("-h"), Ok(Command::Help));
     }
@@ -113,6 +122,9 @@ mod tests {
             "--config-fd 0",
             "--config-fd 4294967299",
             "--config-fd 3 4",
+            "--no-seccomp",
+            "--no-seccomp --config-fd 3",
+            "--config-fd 3 --no-seccomp --no-seccomp",
             "run",
             "--config-fd=",
         ] {

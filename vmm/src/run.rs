@@ -7,15 +7,16 @@ use std::{
     sync::Arc,
 };
 
-use caisson_jail::{Jail, JailError};
+use caisson_jail::{Entered, Jail, JailError};
 
 use crate::{
     boot_timer::{BootTimer, Stage, process_cpu_usec},
     builder::{self, BuildError},
     config::{Fd, VmConfig},
-    control::{ControlEvent, EndReason, Report},
+    control::{ControlEvent, EndReason, JailReport, Report},
     error_chain, log,
     monitor::{self, Channel},
+    seccomp::Filtering,
     spec::{self, FdError, Files, SpecError, VmSpec},
     vm::{StartError, Vm},
 };
@@ -44,6 +45,10 @@ pub enum ConfigError {
     Control(#[source] FdError),
     #[error("the config makes no VM")]
     Spec(#[from] SpecError),
+    #[error("a vmm in a pid namespace needs a control socket: by its end it knows its parent's")]
+    NamespaceWithoutControl,
+    #[error("--no-seccomp is for measuring without a jail, and the config has one")]
+    JailWithoutFilters,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -59,15 +64,16 @@ pub enum RunError {
 /// Runs the VM that the config in `config_fd` describes, and returns the exit code.
 ///
 /// `files` are those that the process inherited.
-pub fn run(config_fd: RawFd, mut files: Files, timer: BootTimer) -> u8 {
+pub fn run(config_fd: RawFd, mut files: Files, filtering: Filtering, timer: BootTimer) -> u8 {
     let timer = Arc::new(timer);
     let mut channel = None;
-    let prepared = prepare(config_fd, &mut files, &mut channel);
+    let prepared = prepare(config_fd, &mut files, filtering, &mut channel);
     let (spec, jail) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => return fail(&error, channel.as_mut(), &timer, EXIT_CONFIG),
     };
-    let vm = match start(spec, jail, &files, channel.is_some(), &timer) {
+    let confined = confine(jail, &files, channel.as_mut());
+    let vm = match confined.and_then(|()| start(spec, filtering, &timer)) {
         Ok(vm) => vm,
         Err(error) => return fail(&error, channel.as_mut(), &timer, EXIT_FAILED),
     };
@@ -85,11 +91,19 @@ pub fn run(config_fd: RawFd, mut files: Files, timer: BootTimer) -> u8 {
 fn prepare(
     config_fd: RawFd,
     files: &mut Files,
+    filtering: Filtering,
     channel: &mut Option<Channel>,
 ) -> Result<(VmSpec, Option<Jail>), ConfigError> {
     let config = read_config(config_fd, files)?;
     if let Some(fd) = config.control {
         *channel = Some(Channel::new(files.stream(fd).map_err(ConfigError::Control)?));
+    }
+    if config.jail.is_some() && filtering == Filtering::Off {
+        return Err(ConfigError::JailWithoutFilters);
+    }
+    // The thread that starts such a vmm does not live on (PR_SET_PDEATHSIG).
+    if channel.is_none() && config.jail.as_ref().is_some_and(|jail| jail.pid_namespace) {
+        return Err(ConfigError::NamespaceWithoutControl);
     }
     let jail = config.jail.as_ref().map(spec::jail).transpose()?;
     Ok((VmSpec::adopt(&config, files)?, jail))
@@ -112,20 +126,29 @@ fn config_bytes(file: &File) -> Result<Vec<u8>, ConfigError> {
     Ok(bytes)
 }
 
-/// Confines the process, then builds the VM and starts its threads.
-fn start(
-    spec: VmSpec,
+/// Confines the process, and tells the parent what the host allowed of it.
+fn confine(
     jail: Option<Jail>,
     files: &Files,
-    has_control: bool,
-    timer: &Arc<BootTimer>,
-) -> Result<Vm, RunError> {
-    if let Some(jail) = jail {
-        caisson_jail::enter(&jail, &files.taken(), !has_control)?;
+    channel: Option<&mut Channel>,
+) -> Result<(), RunError> {
+    let Some(jail) = jail else { return Ok(()) };
+    let Entered { no_user_namespace, landlock_abi } =
+        caisson_jail::enter(&jail, &files.taken(), channel.is_none())?;
+    if let Some(channel) = channel {
+        let no_user_namespace = no_user_namespace.map(|refused| error_chain(&refused));
+        let report = JailReport { no_user_namespace, landlock_abi };
+        // A parent that is gone is noticed by the monitor.
+        let _ = channel.send(&ControlEvent::Jailed(report));
     }
+    Ok(())
+}
+
+/// Builds the VM in the confined process, and starts its threads.
+fn start(spec: VmSpec, filtering: Filtering, timer: &Arc<BootTimer>) -> Result<Vm, RunError> {
     timer.stamp(Stage::Jailed);
     let parts = builder::build(spec, timer.clone())?;
-    Ok(Vm::start(parts)?)
+    Ok(Vm::start(parts, filtering)?)
 }
 
 /// Tells everyone who may listen, and returns `code`.

@@ -14,7 +14,7 @@ use std::{
 };
 
 pub use adopt::{FdError, Files};
-use caisson_jail::Jail;
+use caisson_jail::{Jail, pid_namespace};
 use limit::LimitError;
 
 use crate::{
@@ -103,6 +103,10 @@ pub enum SpecError {
     HostPort(u32),
     #[error("the jail's user {uid} and group {gid} must not be root's")]
     JailRoot { uid: u32, gid: u32 },
+    #[error(
+        "the jail says that the vmm is the first of its pid namespace, but its pid is {pid}; the parent must start it in a new one"
+    )]
+    JailNotFirst { pid: u32 },
     #[error("command line")]
     CommandLine(#[from] CommandLineError),
     #[error("file descriptor of the {what}")]
@@ -156,10 +160,13 @@ impl VmSpec {
 
 /// Checks how the process is to confine itself.
 pub fn jail(config: &JailConfig) -> Result<Jail, SpecError> {
-    let JailConfig { uid, gid, max_open_files } = *config;
+    let JailConfig { uid, gid, max_open_files, pid_namespace } = *config;
     // -1 means "as it was" to setresuid(2).
     if [0, u32::MAX].contains(&uid) || [0, u32::MAX].contains(&gid) {
         return Err(SpecError::JailRoot { uid, gid });
+    }
+    if pid_namespace && !pid_namespace::is_first() {
+        return Err(SpecError::JailNotFirst { pid: std::process::id() });
     }
     Ok(Jail { uid, gid, max_open_files })
 }

@@ -2,9 +2,7 @@
 
 use std::{io, sync::mpsc, thread::JoinHandle};
 
-use seccompiler::BpfProgram;
-
-use crate::seccomp::{self, SeccompError};
+use crate::seccomp::{Filter, SeccompError};
 
 /// Enough for the deepest call of any thread; only what is touched costs memory.
 const STACK_BYTES: usize = 256 << 10;
@@ -31,7 +29,7 @@ pub enum ThreadError {
 /// confined.
 pub fn spawn_confined(
     name: &str,
-    filter: &BpfProgram,
+    filter: &Filter,
     body: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, ThreadError> {
     let (confined, wait) = mpsc::sync_channel(1);
@@ -39,7 +37,7 @@ pub fn spawn_confined(
     let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
     let handle = thread
         .spawn(move || {
-            let result = seccomp::install(&filter);
+            let result = filter.install();
             let failed = result.is_err();
             // The receiver waits for exactly this message.
             let _ = confined.send(result);

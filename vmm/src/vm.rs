@@ -16,7 +16,7 @@ use crate::{
     io_thread::IoLoop,
     kvm_stats::VcpuStats,
     lifecycle::Lifecycle,
-    seccomp::{self, SeccompError, ThreadKind},
+    seccomp::{Filter, Filtering, SeccompError, ThreadKind},
     threads::{ThreadError, spawn_confined},
     vcpu::{self, Vcpu},
 };
@@ -57,11 +57,11 @@ pub struct Vm {
 impl Vm {
     /// Starts all threads, each confined; last, confines the calling thread, which will
     /// be the control thread.
-    pub fn start(parts: Parts) -> Result<Self, StartError> {
+    pub fn start(parts: Parts, filtering: Filtering) -> Result<Self, StartError> {
         let Parts { kvm, vcpus, io_loops, lifecycle, timer, console } = parts;
         vcpu::install_kick_handler().map_err(StartError::Signal)?;
-        let [io, cpu, control] =
-            [ThreadKind::Io, ThreadKind::Vcpu, ThreadKind::Control].map(seccomp::compile);
+        let [io, cpu, control] = [ThreadKind::Io, ThreadKind::Vcpu, ThreadKind::Control]
+            .map(|kind| Filter::new(kind, filtering));
         let (io, cpu, control) = (io?, cpu?, control?);
 
         for (name, io_loop) in io_loops {
@@ -79,7 +79,7 @@ impl Vm {
             .into_iter()
             .map(|vcpu| spawn_confined(&format!("vcpu{}", vcpu.number), &cpu, || vcpu.run()))
             .collect::<Result<_, _>>()?;
-        seccomp::install(&control)?;
+        control.install()?;
         Ok(Self { _kvm: kvm, lifecycle, timer, exits, kvm_stats, vcpus, console })
     }
 

@@ -14,7 +14,11 @@ fn refused(change: impl FnOnce(&mut Builder), code: i32, message: &str) {
     let mut builder = Builder::new(&Payload::new().reset());
     change(&mut builder);
     let mut vmm = builder.start();
-    let Some(ControlEvent::Ended { reason: EndReason::Failed { message: told }, .. }) = vmm.event()
+    let mut event = vmm.event();
+    if let Some(ControlEvent::Jailed(_)) = event {
+        event = vmm.event();
+    }
+    let Some(ControlEvent::Ended { reason: EndReason::Failed { message: told }, .. }) = event
     else {
         panic!("no failure reported; {}: {}", vmm.wait(), vmm.stderr());
     };
@@ -44,7 +48,12 @@ fn a_jail_of_root_is_an_invalid_config() {
     }
     let jail = |uid, gid| {
         move |builder: &mut Builder| {
-            let config = caisson_vmm::config::JailConfig { uid, gid, max_open_files: 64 };
+            let config = caisson_vmm::config::JailConfig {
+                uid,
+                gid,
+                max_open_files: 64,
+                ..Default::default()
+            };
             builder.config.jail = Some(config);
         }
     };
@@ -100,7 +109,12 @@ fn too_few_files_fail_the_build_before_the_guest_runs() {
         return;
     }
     let few = |builder: &mut Builder| {
-        let config = caisson_vmm::config::JailConfig { uid: 1, gid: 1, max_open_files: 4 };
+        let config = caisson_vmm::config::JailConfig {
+            uid: 1,
+            gid: 1,
+            max_open_files: 4,
+            ..Default::default()
+        };
         builder.config.jail = Some(config);
     };
     refused(few, 1, "Too many open files");

@@ -7,7 +7,7 @@ use std::{
     fs,
 };
 
-use caisson_vmm::control::{ControlEvent, ControlRequest, EndReason};
+use caisson_vmm::control::{ControlEvent, ControlRequest, EndReason, JailReport};
 use support::{Builder, Vmm, has_kvm, is_root, payload::Payload};
 
 /// Jailed, with a disk, its guest in an endless loop.
@@ -15,10 +15,18 @@ fn running() -> Option<Vmm> {
     if !has_kvm() || !is_root() {
         return None;
     }
+    running_as_reported().map(|(vmm, _)| vmm)
+}
+
+fn running_as_reported() -> Option<(Vmm, JailReport)> {
+    if !has_kvm() || !is_root() {
+        return None;
+    }
     let payload = Payload::new().spin();
     let mut vmm = Builder::new(&payload).jailed().disk("scratch", &[0; 8192]).start();
+    let report = vmm.jailed();
     vmm.expect(ControlEvent::Running);
-    Some(vmm)
+    Some((vmm, report))
 }
 
 /// The fields of a `status` file.
@@ -62,6 +70,73 @@ fn every_thread_is_nobody_with_no_rights_behind_a_filter() {
         assert_eq!(fields["NoNewPrivs"], ["1"], "{name}");
         assert_eq!(fields["Seccomp"], ["2"], "{name}");
         assert_eq!(fields["Seccomp_filters"], ["1"], "{name}");
+        // The first process of its pid namespace, or a thread of it.
+        let inner: u32 = fields["NSpid"].last().unwrap().parse().unwrap();
+        assert_eq!(fields["NSpid"].len(), fields_of_this_test()["NSpid"].len() + 1, "{name}");
+        assert_eq!(fields["NStgid"].last(), Some(&"1"), "{name}");
+        assert_eq!(inner == 1, name == "caisson-vmm", "{name}");
+    }
+}
+
+fn fields_of_this_test() -> BTreeMap<&'static str, Vec<&'static str>> {
+    fields(fs::read_to_string("/proc/self/status").unwrap().leak())
+}
+
+/// The numbers of the signals in a mask of a `status` file.
+fn signals(mask: &str) -> BTreeSet<i32> {
+    let bits = u64::from_str_radix(mask, 16).unwrap();
+    (1..=64).filter(|signal| bits >> (signal - 1) & 1 == 1).collect()
+}
+
+#[test]
+fn signals_are_as_the_program_wants_them_whatever_the_parent_did() {
+    let Some(vmm) = running() else { return };
+    for (name, task) in &threads(&vmm) {
+        let status = vmm.proc(&format!("task/{task}/status"));
+        let fields = fields(&status);
+        // std ignores SIGPIPE, and catches the faults by which a stack overflows.
+        assert_eq!(signals(fields["SigIgn"][0]), [libc::SIGPIPE].into(), "{name}");
+        // The kick of vCPUs; and what glibc catches for itself once there are threads.
+        let (kick, setxid) = (libc::SIGRTMIN(), 33);
+        let caught = [libc::SIGBUS, libc::SIGSEGV, setxid, kick].into();
+        assert_eq!(signals(fields["SigCgt"][0]), caught, "{name}");
+        assert!(signals(fields["SigBlk"][0]).is_empty(), "{name}");
+        assert!(signals(fields["SigPnd"][0]).is_empty(), "{name}");
+        assert_eq!(fields["Umask"], ["0077"], "{name}");
+    }
+}
+
+#[test]
+fn nobody_but_root_may_trace_it_or_read_its_memory() {
+    let Some(vmm) = running() else { return };
+    use std::os::unix::fs::MetadataExt;
+    // The files in /proc of what may not be dumped are root's.
+    let memory = fs::metadata(format!("/proc/{}/mem", vmm.pid())).unwrap();
+    assert_eq!((memory.uid(), memory.gid()), (0, 0));
+    let read = as_user(64_001, || fs::read(format!("/proc/{}/environ", vmm.pid())).is_ok());
+    assert!(!read, "its own user may not");
+    // What it does about the host's memory is what its parent was told to do.
+    let score = fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+    assert_eq!(vmm.proc("oom_score_adj"), score);
+}
+
+/// What `question` says in a child that is this user.
+fn as_user(uid: u32, question: impl FnOnce() -> bool) -> bool {
+    // SAFETY: the child has one thread, allocates (glibc's allocator survives a fork), makes
+    // plain system calls, and leaves without unwinding.
+    unsafe {
+        let child = libc::fork();
+        assert!(child >= 0);
+        if child == 0 {
+            if libc::setresgid(uid, uid, uid) != 0 || libc::setresuid(uid, uid, uid) != 0 {
+                libc::_exit(2);
+            }
+            libc::_exit(question().into());
+        }
+        let mut status = 0;
+        assert_eq!(libc::waitpid(child, &mut status, 0), child);
+        assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) < 2, "{status:#x}");
+        libc::WEXITSTATUS(status) == 1
     }
 }
 
@@ -120,13 +195,26 @@ fn the_root_is_empty_and_cannot_be_written() {
 
 #[test]
 fn the_namespaces_are_its_own() {
-    let Some(vmm) = running() else { return };
+    let Some((vmm, report)) = running_as_reported() else { return };
     let namespace =
         |process: &str, name: &str| fs::read_link(format!("/proc/{process}/ns/{name}")).unwrap();
-    for name in ["mnt", "net", "ipc", "uts", "cgroup"] {
-        let own = namespace(&vmm.pid().to_string(), name);
-        assert_ne!(own, namespace("self", name), "{name}");
+    let own: Vec<&str> = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"]
+        .into_iter()
+        .filter(|name| namespace(&vmm.pid().to_string(), name) != namespace("self", name))
+        .collect();
+    let mut expected = vec!["cgroup", "ipc", "mnt", "net", "pid", "uts"];
+    // Where the host allows one; there is nobody in it but the vmm.
+    match &report.no_user_namespace {
+        None => {
+            expected.insert(5, "user");
+            let words = |name| vmm.proc(name).split_whitespace().collect::<Vec<_>>().join(" ");
+            assert_eq!(words("uid_map"), "64001 64001 1");
+            assert_eq!(words("gid_map"), "64002 64002 1");
+            assert_eq!(words("setgroups"), "deny");
+        }
+        Some(refused) => eprintln!("without a user namespace: {refused}"),
     }
+    assert_eq!(own, expected);
     let interfaces = vmm.proc("net/dev");
     assert_eq!(interfaces.matches(':').count(), 1, "only a loopback: {interfaces}");
 }

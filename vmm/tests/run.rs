@@ -144,6 +144,7 @@ fn a_killed_vmm_leaves_nothing() {
     }
     let before = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let mut vmm = Builder::new(&Payload::new().spin()).jailed().start();
+    vmm.jailed();
     vmm.expect(ControlEvent::Running);
     vmm.kill();
     assert_eq!(vmm.wait().code(), None);

@@ -17,6 +17,7 @@ use std::{
 
 use caisson_agent_protocol::CONTROL_PORT;
 use caisson_failpoints::{hit, steps};
+use caisson_jail::pid_namespace;
 use caisson_vmm::config::{BlockConfig, BootPages, HostPort, JailConfig, VmConfig, VsockConfig};
 
 use super::{cmdline, console};
@@ -135,7 +136,12 @@ pub(super) fn spawn(
         balloon: true,
         console: Some(vmm_console.as_raw_fd()),
         control: Some(vmm_control.as_raw_fd()),
-        jail: uid.map(|uid| JailConfig { uid, gid: uid, max_open_files: MAX_OPEN_FILES }),
+        jail: uid.map(|uid| JailConfig {
+            uid,
+            gid: uid,
+            max_open_files: MAX_OPEN_FILES,
+            pid_namespace: true,
+        }),
     };
     let memory_file = config_file(&config)?;
     let mut inherited = named_files(&config);
@@ -167,7 +173,10 @@ pub(super) fn spawn(
         });
     }
     hit(&steps::SHIM_VM_SPAWN)?;
-    let child = command.spawn()?;
+    let child = match uid {
+        Some(_) => pid_namespace::spawn(&mut command)?,
+        None => command.spawn()?,
+    };
     Ok(Spawned { child, control, agent, console, stderr })
 }
 

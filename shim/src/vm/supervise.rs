@@ -10,7 +10,7 @@ use std::{
 };
 
 use caisson_failpoints::{hit, pass, steps};
-use caisson_vmm::control::{ControlEvent, ControlRequest, EndReason, Report};
+use caisson_vmm::control::{ControlEvent, ControlRequest, EndReason, JailReport, Report};
 use tokio::{io::unix::AsyncFd, net::UnixStream, sync::watch, task::JoinHandle, time::timeout};
 
 use super::{
@@ -178,6 +178,7 @@ async fn run(monitor: &mut Monitor, pidfd: &AsyncFd<OwnedFd>, vm: &Watched) -> R
                     vm.report.send_replace(Some(report));
                     said = Some(reason);
                 }
+                Ok(ControlEvent::Jailed(report)) => tell_of_jail(&report),
                 Ok(ControlEvent::Running | ControlEvent::Paused | ControlEvent::Resumed) => {}
                 // Its exit status follows.
                 Err(MonitorError::Ended) => connected = false,
@@ -215,6 +216,17 @@ async fn stop(monitor: &mut Monitor, pidfd: &AsyncFd<OwnedFd>, vm: &Watched) {
         let _ = pidfd.readable().await;
     };
     let _ = timeout(STOP_GRACE, last_words).await;
+}
+
+/// The host's part in the jail, for those who look after the host.
+fn tell_of_jail(report: &JailReport) {
+    if let Some(refused) = &report.no_user_namespace {
+        let refused = crate::text::inert(refused.as_bytes());
+        log::warn!("the vmm has no user namespace, which this host does not allow: {refused}");
+    }
+    if report.landlock_abi == 0 {
+        log::info!("the vmm has no Landlock, which this host's kernel does not offer");
+    }
 }
 
 fn record(report: &Report) {

@@ -1,32 +1,48 @@
 //! Forgets what a process inherits beside files: environment, signals, umask.
 
-use std::{mem, ptr};
+use std::ptr;
 
 use super::{JailError, check};
 
-/// Makes every signal what it is by default, but SIGPIPE, which a Rust program ignores, and
-/// blocks none: what the parent ignored or blocked would hold here and for every thread.
+/// `struct sigaction` as the kernel has it: glibc's keeps two signals for itself.
+#[repr(C)]
+#[derive(Default)]
+struct Action {
+    handler: libc::sighandler_t,
+    flags: libc::c_ulong,
+    restorer: usize,
+    mask: u64,
+}
+
+/// Makes every signal that is ignored what it is by default, but SIGPIPE, which a Rust
+/// program ignores, and blocks none: what the parent ignored or blocked would hold here and
+/// for every thread.
 pub fn reset_signals() -> Result<(), JailError> {
-    // SAFETY: all-zero is a valid sigaction and sigset_t: the default handler, no signal.
-    let (default, mut none): (libc::sigaction, libc::sigset_t) = unsafe { mem::zeroed() };
-    for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: as above; the pointers are to values that outlive the calls. Signals that
-        // cannot be changed, or are glibc's own, are refused and left alone.
-        unsafe {
-            let mut current: libc::sigaction = mem::zeroed();
-            if libc::sigaction(signal, ptr::null(), &mut current) == 0
-                && current.sa_sigaction == libc::SIG_IGN
-                && signal != libc::SIGPIPE
-            {
-                check("reset a signal", libc::sigaction(signal, &default, ptr::null_mut()))?;
-            }
+    const MASK_BYTES: usize = size_of::<u64>();
+    let default = Action { handler: libc::SIG_DFL, ..Action::default() };
+    for signal in (1..=64).filter(|&signal| signal != libc::SIGPIPE) {
+        let mut current = Action::default();
+        let (none, found) = (ptr::null::<Action>(), &raw mut current);
+        // SAFETY: `current` outlives the call and is as the kernel lays it out.
+        let asked =
+            unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, none, found, MASK_BYTES) };
+        check("ask what a signal does", asked)?;
+        if current.handler == libc::SIG_IGN {
+            let none = ptr::null::<Action>();
+            // SAFETY: as above; the default handler is no code of this process.
+            let reset = unsafe {
+                libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, none, MASK_BYTES)
+            };
+            check("reset a signal", reset)?;
         }
     }
-    // SAFETY: the set outlives the calls.
-    unsafe {
-        libc::sigemptyset(&mut none);
-        check("unblock signals", libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut()))
-    }
+    let blocked = 0_u64;
+    // SAFETY: the mask outlives the call and is as large as said.
+    let unblocked = unsafe {
+        let (how, none) = (libc::SIG_SETMASK, ptr::null::<u64>());
+        libc::syscall(libc::SYS_rt_sigprocmask, how, &raw const blocked, none, MASK_BYTES)
+    };
+    check("unblock signals", unblocked)
 }
 
 /// What the process makes, if it can make anything, is nobody else's.

@@ -207,7 +207,8 @@ fn more_devices_than_interrupt_lines_are_refused() {
 
 #[test]
 fn the_jail_is_never_roots() {
-    let jail = |uid, gid| super::jail(&JailConfig { uid, gid, max_open_files: 64 });
+    let jail =
+        |uid, gid| super::jail(&JailConfig { uid, gid, max_open_files: 64, ..Default::default() });
     assert!(jail(1000, 1000).is_ok());
     for (uid, gid) in [(0, 1000), (1000, 0), (u32::MAX, 1000), (1000, u32::MAX)] {
         assert!(matches!(jail(uid, gid), Err(SpecError::JailRoot { .. })));

@@ -16,9 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use caisson_jail::pid_namespace;
 use caisson_vmm::{
     config::{BlockConfig, BootPages, JailConfig, RateLimit, VmConfig},
-    control::{ControlEvent, ControlRequest, EndReason, Report},
+    control::{ControlEvent, ControlRequest, EndReason, JailReport, Report},
 };
 use payload::Payload;
 
@@ -53,6 +54,7 @@ pub struct Builder {
     files: Vec<File>,
     console: File,
     control: UnixStream,
+    arguments: Vec<String>,
 }
 
 impl Builder {
@@ -87,11 +89,18 @@ impl Builder {
             control: Some(keep(File::from(std::os::fd::OwnedFd::from(theirs)))),
             jail: None,
         };
-        Self { config, files, console, control }
+        Self { config, files, console, control, arguments: Vec::new() }
     }
 
     pub fn jailed(mut self) -> Self {
-        self.config.jail = Some(JailConfig { uid: 64_001, gid: 64_002, max_open_files: 128 });
+        self.config.jail =
+            Some(JailConfig { uid: 64_001, gid: 64_002, max_open_files: 128, pid_namespace: true });
+        self
+    }
+
+    /// With these words behind the others on the command line.
+    pub fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(|&word| word.to_owned()));
         self
     }
 
@@ -116,8 +125,21 @@ impl Builder {
         self.start_with(&json)
     }
 
+    /// Without a pid namespace, whatever the config says.
+    pub fn start_in_this_namespace(self) -> Vmm {
+        let json = serde_json::to_vec(&self.config).unwrap();
+        self.spawn(&json, Command::spawn)
+    }
+
     /// Starts with this as the config.
     pub fn start_with(self, config: &[u8]) -> Vmm {
+        match &self.config.jail {
+            Some(jail) if jail.pid_namespace => self.spawn(config, pid_namespace::spawn),
+            _ => self.spawn(config, Command::spawn),
+        }
+    }
+
+    fn spawn(self, config: &[u8], spawn: fn(&mut Command) -> std::io::Result<Child>) -> Vmm {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(config).unwrap();
         let config_fd = file.as_raw_fd();
@@ -126,6 +148,7 @@ impl Builder {
         let mut command = Command::new(env!("CARGO_BIN_EXE_caisson-vmm"));
         command
             .args(["--config-fd", &config_fd.to_string()])
+            .args(&self.arguments)
             .env_clear()
             .env("SECRET", "of the parent")
             .stdin(Stdio::null())
@@ -142,7 +165,7 @@ impl Builder {
                 Ok(())
             });
         }
-        let child = command.spawn().unwrap();
+        let child = spawn(&mut command).unwrap();
         let lines = BufReader::new(self.control.try_clone().unwrap());
         Vmm { child, control: Some(self.control), lines, console: self.console }
     }
@@ -184,6 +207,15 @@ impl Vmm {
             Ok(0) => None,
             Ok(_) => Some(serde_json::from_str(&line).unwrap()),
             Err(error) => panic!("no event: {error}; {}", self.stderr()),
+        }
+    }
+
+    /// What the vmm says of its jail, before anything else.
+    #[track_caller]
+    pub fn jailed(&mut self) -> JailReport {
+        match self.event() {
+            Some(ControlEvent::Jailed(report)) => report,
+            other => panic!("no report of the jail but {other:?}; {}", self.stderr()),
         }
     }
 
