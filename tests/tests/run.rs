@@ -1,6 +1,6 @@
 //! `caisson run`: what it prints and how it ends.
 
-use caisson_tests::{Leftovers, Terminal, host};
+use caisson_tests::{Leftovers, Outcome, Terminal, host};
 
 #[test]
 fn the_kernel_is_the_guests_own() {
@@ -64,6 +64,16 @@ fn a_signal_that_ends_the_process_is_told_by_the_exit_code() {
     // PID 1 is deaf to signals it does not handle, so a child dies and the shell tells.
     host.caisson(["run", "--rm", "busybox", "sh", "-c", "sh -c 'kill -9 $$'; exit $?"])
         .exited_with(137);
+}
+
+#[test]
+fn a_variable_without_a_value_takes_the_callers() {
+    let host = host!();
+    let script = "echo ${TOKEN-unset} ${OTHER-unset}";
+    let mut command = host.command(["run", "--rm", "-e", "TOKEN", "busybox", "sh", "-c", script]);
+    command.env("TOKEN", "from-the-caller").env("OTHER", "not asked for");
+    let output = command.output().expect("start caisson");
+    Outcome::of(&command, output).succeeded().printed("from-the-caller unset\n");
 }
 
 #[test]

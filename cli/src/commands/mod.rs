@@ -37,6 +37,7 @@ use crate::{
     failure::{CommandResult, Failure},
     globals::Globals,
     machine,
+    options::environment,
 };
 
 #[derive(Subcommand, Debug)]
@@ -132,10 +133,8 @@ pub fn dispatch(globals: &Globals, command: Command) -> CommandResult {
         let decided = accel::decide(globals.accel, machine::is_inside(), &Host::probe());
         let place = decided.map_err(|error| command.failed(Failure::from(error)))?;
         if place == Place::Machine {
-            let carried = match command.reads_input() {
-                true => machine::carry(globals),
-                false => machine::carry_without_input(globals),
-            };
+            let carried =
+                machine::carry(globals, command.reads_input(), command.callers_variables());
             return carried.map_err(|error| command.failed(Failure::from_anyhow(error)));
         }
         if !nix::unistd::Uid::effective().is_root() {
@@ -207,6 +206,17 @@ impl Command {
             Self::Start(args) => args.interactive,
             _ => false,
         }
+    }
+
+    /// The caller's variables that it takes over by their names, as `NAME=value`.
+    fn callers_variables(&self) -> Vec<String> {
+        let (files, flags) = match self {
+            Self::Create(args) => (&args.flags.env_file, &args.flags.env),
+            Self::Exec(args) => (&args.env_file, &args.env),
+            Self::Run(args) => (&args.flags.env_file, &args.flags.env),
+            _ => return Vec::new(),
+        };
+        environment::taken_from_caller(files, flags, &|name| std::env::var(name).ok())
     }
 
     /// With the exit code and the hint of those that run something.

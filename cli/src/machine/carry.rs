@@ -14,17 +14,11 @@ use crate::Globals;
 
 /// Runs this process's command line in the machine, starting it if need be, and returns
 /// its exit code.
-pub fn carry(globals: &Globals) -> anyhow::Result<ExitCode> {
-    run(globals, true)
-}
-
-/// As [`carry`], for a command that reads no standard input: what waits there is left to
-/// whoever reads it next, as `while read name; do caisson run …; done` needs it.
-pub fn carry_without_input(globals: &Globals) -> anyhow::Result<ExitCode> {
-    run(globals, false)
-}
-
-fn run(globals: &Globals, input: bool) -> anyhow::Result<ExitCode> {
+///
+/// Without `input`, what waits on standard input is left to whoever reads it next, as
+/// `while read name; do caisson run …; done` needs it. `variables` (`NAME=value`) are added
+/// to those that every command takes along.
+pub fn carry(globals: &Globals, input: bool, variables: Vec<String>) -> anyhow::Result<ExitCode> {
     if super::is_inside() {
         bail!(
             "KVM is not usable even in the machine; `caisson machine logs` on the host may tell why"
@@ -36,13 +30,9 @@ fn run(globals: &Globals, input: bool) -> anyhow::Result<ExitCode> {
     let mut argv: Vec<OsString> =
         vec![env::current_exe().context("find the running program")?.into()];
     argv.extend(env::args_os().skip(1));
-    let request = Request {
-        argv,
-        env: vec!["CAISSON_ACCEL=kvm".into()],
-        workdir: None,
-        force_terminal: false,
-        input,
-    };
+    let mut env: Vec<OsString> = variables.into_iter().map(OsString::from).collect();
+    env.push("CAISSON_ACCEL=kvm".into());
+    let request = Request { argv, env, workdir: None, force_terminal: false, input };
     let status = session::run(&MachineDirectory::new(&globals), request)?;
     Ok(ExitCode::from(status.code()))
 }

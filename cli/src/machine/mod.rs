@@ -34,7 +34,7 @@ mod terminal;
 use std::process::ExitCode;
 
 pub use arguments::MachineArgs;
-pub use carry::{carry, carry_without_input};
+pub use carry::carry;
 
 use crate::Globals;
 use arguments::MachineCommand;

@@ -1,6 +1,7 @@
 //! Environment variables and labels: flags, files, and the merge with the image's.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
@@ -49,6 +50,23 @@ pub fn from_flags(
         });
     }
     Ok(env)
+}
+
+/// Of these files and flags, the variables that take the caller's value. What is wrong
+/// with the others is for [`from_flags`] to say.
+pub fn taken_from_caller(
+    files: &[PathBuf],
+    flags: &[String],
+    caller: &dyn Fn(&str) -> Option<String>,
+) -> Vec<String> {
+    let taken = RefCell::new(Vec::new());
+    let note = |name: &str| {
+        let value = caller(name)?;
+        taken.borrow_mut().push(format!("{name}={value}"));
+        Some(value)
+    };
+    let _ = from_flags(files, flags, &note);
+    taken.into_inner()
 }
 
 fn file_variable(
@@ -201,6 +219,16 @@ mod tests {
             merge(env, &strings(&["PATH=/bin", "A=0", "BARE"])),
             strings(&["HOST=from-host", "B='q'", "A=2", "PATH=/bin"])
         );
+    }
+
+    #[test]
+    fn what_is_taken_from_the_caller_is_known_beforehand() {
+        let file = file(b"A=1\nHOST\nNONE\n");
+        let taken =
+            |files: &[PathBuf], flags: &[&str]| taken_from_caller(files, &strings(flags), &caller);
+        assert_eq!(taken(&[], &["HOST", "NONE", "B=2"]), strings(&["HOST=from-host"]));
+        assert_eq!(taken(&[file.path().into()], &["B=2"]), strings(&["HOST=from-host"]));
+        assert!(taken(&["/nonexistent".into()], &["=x"]).is_empty());
     }
 
     #[test]
