@@ -1,22 +1,23 @@
 //! Recognising and undoing compression, within bounds.
 
-use std::cell::Cell;
-use std::io::{self, BufRead, BufReader, Read};
-use std::rc::Rc;
+use std::io::{self, BufReader, Read};
 
 use flate2::bufread::MultiGzDecoder;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::limits::Limits;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How many bytes tell what a stream is.
+pub(crate) const HEAD_BYTES: usize = 6;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Compression {
     None,
     Gzip,
     Zstd,
 }
 
-/// Carried inside the `io::Error` of a read that went too far.
 #[derive(Debug, Error)]
 pub enum CompressionError {
     #[error("data compressed with {0} is not supported; use gzip, zstd or none")]
@@ -32,7 +33,7 @@ pub enum CompressionError {
 
 impl Compression {
     /// By the first bytes, as the engines do; media types are known to lie.
-    fn detect(head: &[u8]) -> Result<Compression, CompressionError> {
+    pub(crate) fn detect(head: &[u8]) -> Result<Compression, CompressionError> {
         match head {
             [0x1f, 0x8b, ..] => Ok(Compression::Gzip),
             // A zstd frame, or a skippable frame before one.
@@ -44,80 +45,50 @@ impl Compression {
             _ => Ok(Compression::None),
         }
     }
-}
 
-/// Decompresses `source` if it is compressed, up to `max_bytes`.
-pub(crate) fn decompress<'r>(
-    source: impl Read + 'r,
-    limits: &Limits,
-    max_bytes: u64,
-) -> io::Result<(Compression, Box<dyn Read + 'r>)> {
-    let packed = Rc::new(Cell::new(0));
-    let counted = Counted { inner: source, count: Rc::clone(&packed) };
-    let mut reader = BufReader::with_capacity(1 << 17, counted);
-    let head = fill(&mut reader)?;
-    let compression = Compression::detect(head).map_err(io::Error::other)?;
-    let inner: Box<dyn Read + 'r> = match compression {
-        Compression::None => Box::new(reader),
-        // Concatenated members are one stream, for gzip as for zstd.
-        Compression::Gzip => Box::new(MultiGzDecoder::new(reader)),
-        Compression::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(reader)?;
-            decoder.window_log_max(limits.zstd_window_log)?;
-            Box::new(decoder)
-        }
-    };
-    let (ratio, ratio_free_bytes) = (limits.ratio, limits.ratio_free_bytes);
-    let bounded = Bounded { inner, packed, unpacked: 0, max_bytes, ratio, ratio_free_bytes };
-    Ok((compression, Box::new(bounded)))
-}
-
-/// The first bytes, which one read may not give all of.
-fn fill(reader: &mut impl BufRead) -> io::Result<&[u8]> {
-    loop {
-        match reader.fill_buf() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-            Ok(_) => return reader.fill_buf(),
-        }
+    /// Undoes it. Only what is confined, or what tests, may call this.
+    pub(crate) fn decoder<'r>(
+        self,
+        source: impl Read + 'r,
+        window_log: u32,
+    ) -> io::Result<Box<dyn Read + 'r>> {
+        let reader = BufReader::with_capacity(1 << 17, source);
+        Ok(match self {
+            Compression::None => Box::new(reader),
+            // Concatenated members are one stream, for gzip as for zstd.
+            Compression::Gzip => Box::new(MultiGzDecoder::new(reader)),
+            Compression::Zstd => {
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(reader)?;
+                decoder.window_log_max(window_log)?;
+                Box::new(decoder)
+            }
+        })
     }
 }
 
-struct Counted<R> {
-    inner: R,
-    count: Rc<Cell<u64>>,
-}
-
-impl<R: Read> Read for Counted<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.count.set(self.count.get() + count as u64);
-        Ok(count)
-    }
-}
-
-struct Bounded<R> {
-    inner: R,
-    packed: Rc<Cell<u64>>,
-    unpacked: u64,
+/// How much may come out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
     max_bytes: u64,
     ratio: u64,
     ratio_free_bytes: u64,
 }
 
-impl<R: Read> Read for Bounded<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.unpacked += count as u64;
-        let (packed, unpacked, ratio) = (self.packed.get(), self.unpacked, self.ratio);
+impl Bounds {
+    pub(crate) fn new(limits: &Limits, max_bytes: u64) -> Bounds {
+        Bounds { max_bytes, ratio: limits.ratio, ratio_free_bytes: limits.ratio_free_bytes }
+    }
+
+    /// Whether `unpacked` bytes may have come from `packed` ones.
+    pub(crate) fn check(&self, packed: u64, unpacked: u64) -> Result<(), CompressionError> {
         if unpacked > self.max_bytes {
-            let limit = self.max_bytes;
-            return Err(io::Error::other(CompressionError::TooLarge { limit }));
+            return Err(CompressionError::TooLarge { limit: self.max_bytes });
         }
-        if unpacked > self.ratio_free_bytes && unpacked / ratio > packed {
-            return Err(io::Error::other(CompressionError::Bomb { packed, unpacked, ratio }));
+        let ratio = self.ratio;
+        if unpacked > self.ratio_free_bytes && unpacked / ratio.max(1) > packed {
+            return Err(CompressionError::Bomb { packed, unpacked, ratio });
         }
-        Ok(count)
+        Ok(())
     }
 }
 
@@ -128,6 +99,7 @@ mod tests {
     use flate2::write::GzEncoder;
 
     use super::*;
+    use crate::unpack::{UnpackError, Unpacker, expand};
 
     fn gzip(data: &[u8]) -> Vec<u8> {
         let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::default());
@@ -135,15 +107,21 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    fn unpack(packed: &[u8], limits: &Limits, max_bytes: u64) -> io::Result<Vec<u8>> {
-        let (_, mut reader) = decompress(packed, limits, max_bytes)?;
+    fn unpack(packed: &[u8], limits: &Limits, max_bytes: u64) -> Result<Vec<u8>, UnpackError> {
         let mut data = Vec::new();
-        reader.read_to_end(&mut data)?;
+        let unpacker = Unpacker::in_this_process();
+        expand(&unpacker, packed, limits, max_bytes, |bytes| {
+            data.extend_from_slice(bytes);
+            Ok(())
+        })?;
         Ok(data)
     }
 
-    fn cause(error: &io::Error) -> &CompressionError {
-        error.get_ref().and_then(|inner| inner.downcast_ref()).expect("an error of this file")
+    fn cause(error: &UnpackError) -> &CompressionError {
+        match error {
+            UnpackError::Compression(error) => error,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

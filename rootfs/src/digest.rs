@@ -5,7 +5,6 @@
 //! length. Everything else is refused before it can become part of a file name.
 
 use std::fmt;
-use std::io::{self, Read};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -179,33 +178,6 @@ fn to_hex(bytes: &[u8]) -> Box<str> {
         hex.push(DIGITS[usize::from(byte & 15)].into());
     }
     hex.into()
-}
-
-/// Passes reads through, hashing and counting them.
-pub(crate) struct HashingReader<R> {
-    inner: R,
-    hasher: Hasher,
-    bytes: u64,
-}
-
-impl<R: Read> HashingReader<R> {
-    pub(crate) fn new(inner: R, algorithm: Algorithm) -> Self {
-        HashingReader { inner, hasher: Hasher::new(algorithm), bytes: 0 }
-    }
-
-    /// The digest and the count of what was read.
-    pub(crate) fn finish(self) -> (Digest, u64) {
-        (self.hasher.finish(), self.bytes)
-    }
-}
-
-impl<R: Read> Read for HashingReader<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buf)?;
-        self.hasher.update(&buf[..count]);
-        self.bytes += count as u64;
-        Ok(count)
-    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 //! [`Store`] is an image store. It takes OCI layouts and Docker archives
 //! ([`Store::load`]) and root file systems ([`Store::import`]), verifies every digest, and
 //! keeps each layer as one EROFS file that all VMs share. [`convert_tree`] does the same
-//! for a directory that another engine hands over.
+//! for a directory that another engine hands over. What is foreign is parsed by confined
+//! processes, the program `caisson-unpack`.
 
 mod compress;
 mod convert_tree;
@@ -21,13 +22,13 @@ mod tar;
 #[cfg(test)]
 mod testing;
 mod tree;
+mod tree_walk;
+mod unpack;
 
 pub use crate::compress::CompressionError;
 pub use crate::convert_tree::{ConvertTreeError, TreeOptions, TreeStats, convert_tree};
 pub use crate::digest::{Algorithm, Digest, DigestError};
 pub use crate::disk::{DEFAULT_DISK_BYTES, DiskError, MAX_DISK_BYTES, MIN_DISK_BYTES};
-pub use crate::erofs::ErofsError;
-pub use crate::layer::LayerError;
 pub use crate::limits::Limits;
 pub use crate::load::{
     ChangeError, ImportConfig, ImportError, ImportSource, LoadError, LoadSource, LoadedImage,
@@ -39,4 +40,6 @@ pub use crate::store::{
     Freed, Image, ImageSummary, Removed, Store, StoreError, StoreOptions, migrate, open_database,
 };
 pub use crate::tar::TarError;
-pub use crate::tree::TreeError;
+#[doc(hidden)]
+pub use crate::unpack::worker;
+pub use crate::unpack::{End, UnpackError, Unpacker};

@@ -1,7 +1,9 @@
 //! What an image may cost. Every number here stops an attack, none an honest image.
 
+use serde::{Deserialize, Serialize};
+
 /// Caps on foreign input. The defaults are generous.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Uncompressed bytes of one layer.
     pub layer_bytes: u64,
@@ -22,6 +24,8 @@ pub struct Limits {
     pub file_bytes: u64,
     /// Memory that one layer's tree may take while it is converted.
     pub tree_bytes: u64,
+    /// An image made of a layer or a directory, holes included.
+    pub image_bytes: u64,
     /// Layers of one image.
     pub layers: usize,
     /// An image index or manifest.
@@ -57,6 +61,7 @@ impl Default for Limits {
             xattr_bytes: (128 * KIB) as usize,
             file_bytes: 16 << 40,
             tree_bytes: 512 * MIB,
+            image_bytes: 256 * GIB,
             layers: 128,
             manifest_bytes: 4 * MIB,
             config_bytes: 8 * MIB,

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::digest::{Algorithm, Digest, HashingReader};
+use crate::digest::{Algorithm, Digest, Hasher};
 use crate::erofs::BLOCK;
-use crate::layer::{Converted, LayerError, convert};
+use crate::layer::{Converted, LayerError, read_layer, uuid_of};
 use crate::limits::Limits;
 
 /// Converts a layer into `image` (created).
@@ -25,10 +25,40 @@ pub(crate) fn convert_limited(
     limits: &Limits,
 ) -> Result<Converted, LayerError> {
     let file = File::options().read(true).write(true).create_new(true).open(image).unwrap();
-    let converted = convert(tar, Algorithm::Sha256, &file, tempfile::tempfile().unwrap(), limits)?;
-    assert_eq!(file.metadata().unwrap().len(), converted.image_bytes);
-    assert_eq!(converted.image_bytes % BLOCK as u64, 0);
-    Ok(converted)
+    let mut hashing = HashingReader::new(tar, Algorithm::Sha256);
+    let contents = read_layer(&mut hashing, &file, tempfile::tempfile().unwrap(), limits)?;
+    let (opaque, (diff_id, uncompressed_bytes)) = (contents.opaque, hashing.finish());
+    let image_bytes = contents.write(uuid_of(&diff_id))?.bytes;
+    assert_eq!(file.metadata().unwrap().len(), image_bytes);
+    assert_eq!(image_bytes % BLOCK as u64, 0);
+    Ok(Converted { diff_id, uncompressed_bytes, image_bytes, opaque })
+}
+
+/// Passes reads through, hashing and counting them.
+struct HashingReader<R> {
+    inner: R,
+    hasher: Hasher,
+    bytes: u64,
+}
+
+impl<R: Read> HashingReader<R> {
+    fn new(inner: R, algorithm: Algorithm) -> Self {
+        HashingReader { inner, hasher: Hasher::new(algorithm), bytes: 0 }
+    }
+
+    /// The digest and the count of what was read.
+    fn finish(self) -> (Digest, u64) {
+        (self.hasher.finish(), self.bytes)
+    }
+}
+
+impl<R: Read> Read for HashingReader<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buf)?;
+        self.hasher.update(&buf[..count]);
+        self.bytes += count as u64;
+        Ok(count)
+    }
 }
 
 /// Everything about a file that an image must keep.

@@ -75,7 +75,7 @@ pub(crate) struct Tail {
 }
 
 #[derive(Debug, Error)]
-pub enum TreeError {
+pub(crate) enum TreeError {
     #[error("the files need more than {limit} bytes of memory, the limit")]
     Memory { limit: u64 },
 }

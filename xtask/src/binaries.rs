@@ -12,8 +12,10 @@ use crate::{cpio, kernel, machine_assets, process, workspace};
 /// All are linked statically: the agent and the machine's init because nothing else is
 /// there, the others because a static program starts sooner and shares no loader pages.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-const PACKAGES: [&str; 4] = ["caisson", "caisson-agent", "caisson-shim", "caisson-vmm"];
-const PROGRAMS: [&str; 3] = ["caisson", "caisson-vmm", "containerd-shim-caisson-v2"];
+const PACKAGES: [&str; 5] =
+    ["caisson", "caisson-agent", "caisson-rootfs", "caisson-shim", "caisson-vmm"];
+const PROGRAMS: [&str; 4] =
+    ["caisson", "caisson-unpack", "caisson-vmm", "containerd-shim-caisson-v2"];
 
 /// Builds everything into [`workspace::stage`].
 pub(crate) fn build_all() -> anyhow::Result<()> {

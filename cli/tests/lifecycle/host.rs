@@ -46,9 +46,13 @@ impl Host {
         // Copies: a program finds the others beside what it really is.
         let caisson = Path::new(env!("CARGO_BIN_EXE_caisson"));
         link_or_copy(caisson, &bin.join("caisson"));
-        let fake = caisson.parent().unwrap().join("examples/fake-shim");
-        assert!(fake.exists(), "no {}: `cargo test -p caisson` builds it", fake.display());
-        link_or_copy(&fake, &bin.join("containerd-shim-caisson-v2"));
+        for (example, program) in
+            [("fake-shim", "containerd-shim-caisson-v2"), ("unpack", "caisson-unpack")]
+        {
+            let example = caisson.parent().unwrap().join("examples").join(example);
+            assert!(example.exists(), "no {example:?}: `cargo test -p caisson` builds it");
+            link_or_copy(&example, &bin.join(program));
+        }
         for (file, directory) in
             [("caisson-vmm", &bin), ("vmlinux", &lib), ("initramfs.cpio", &lib)]
         {

@@ -25,7 +25,7 @@ use std::io;
 use thiserror::Error;
 
 pub(crate) use self::data::{DataWriter, ReadData};
-pub(crate) use self::write::write_image;
+pub(crate) use self::write::{ImageInfo, write_image};
 pub(crate) use self::xattr::is_representable;
 
 pub(crate) const BLOCK_BITS: u8 = 12;
@@ -33,7 +33,7 @@ pub(crate) const BLOCK: usize = 1 << BLOCK_BITS;
 const BLOCK_U64: u64 = BLOCK as u64;
 
 #[derive(Debug, Error)]
-pub enum ErofsError {
+pub(crate) enum ErofsError {
     #[error("cannot write the EROFS image")]
     Write(#[source] io::Error),
     #[error("cannot read back what was collected for the EROFS image")]

@@ -2,7 +2,6 @@
 //!
 //! ```text
 //! tar bytes ─► tar::Reader ─► LayerBuilder ─► Tree + DataWriter ─► erofs::write_image
-//!      └─► diff id
 //! ```
 //!
 //! The result follows the overlay's conventions: a whiteout is a character device 0:0, an
@@ -18,14 +17,14 @@ use std::io::{self, BufReader, Read};
 use thiserror::Error;
 
 use self::builder::LayerBuilder;
-use crate::digest::{Algorithm, Digest, HashingReader};
-use crate::erofs::{DataWriter, ErofsError, write_image};
+use crate::digest::Digest;
+use crate::erofs::{DataWriter, ErofsError, ImageInfo, write_image};
 use crate::limits::Limits;
 use crate::tar::{Reader, TarError};
-use crate::tree::TreeError;
+use crate::tree::{Tree, TreeError};
 
 #[derive(Debug, Error)]
-pub enum LayerError {
+pub(crate) enum LayerError {
     #[error(transparent)]
     Tar(#[from] TarError),
     #[error(transparent)]
@@ -36,29 +35,6 @@ pub enum LayerError {
     Entry { path: Vec<u8>, reason: &'static str },
     #[error("entry \"{}\": a hard link to \"{}\", {reason}", display(.path), display(.target))]
     HardLink { path: Vec<u8>, target: Vec<u8>, reason: &'static str },
-}
-
-impl LayerError {
-    pub(crate) fn is_disk_full(&self) -> bool {
-        match self {
-            LayerError::Erofs(ErofsError::Write(error)) | LayerError::Tar(TarError::Io(error)) => {
-                crate::store::is_disk_full(error)
-            }
-            _ => false,
-        }
-    }
-
-    /// The cause, if it is a full disk.
-    pub(crate) fn into_disk_full(self) -> Result<io::Error, LayerError> {
-        match self {
-            LayerError::Erofs(ErofsError::Write(error)) | LayerError::Tar(TarError::Io(error))
-                if crate::store::is_disk_full(&error) =>
-            {
-                Ok(error)
-            }
-            other => Err(other),
-        }
-    }
 }
 
 /// Bytes of a name for a message: printable, and not too long.
@@ -80,28 +56,39 @@ pub(crate) struct Converted {
     pub(crate) opaque: bool,
 }
 
-/// Converts an uncompressed layer into `image`, an empty file; `tails` is another one, for
-/// the time being. `source` is read to its end.
-pub(crate) fn convert(
+/// A layer whose entries are all read.
+pub(crate) struct Contents<'f> {
+    image: &'f File,
+    tree: Tree,
+    data: DataWriter<'f>,
+    /// The root is opaque.
+    pub(crate) opaque: bool,
+}
+
+/// Reads an uncompressed layer to its end. Its data goes to `image`, an empty file; `tails`
+/// is another one, for the time being.
+pub(crate) fn read_layer<'f>(
     source: impl Read,
-    algorithm: Algorithm,
-    image: &File,
+    image: &'f File,
     tails: File,
     limits: &Limits,
-) -> Result<Converted, LayerError> {
-    let hashing = HashingReader::new(source, algorithm);
-    let mut reader = Reader::new(BufReader::with_capacity(1 << 18, hashing), limits);
+) -> Result<Contents<'f>, LayerError> {
+    let mut reader = Reader::new(BufReader::with_capacity(1 << 18, source), limits);
     let mut builder = LayerBuilder::new(DataWriter::new(image, tails), limits);
     while let Some(entry) = reader.next_entry()? {
         builder.add(entry, &mut reader)?;
     }
     // What follows the archive's end belongs to the diff id all the same.
-    let mut rest = reader.into_inner();
-    io::copy(&mut rest, &mut io::sink()).map_err(TarError::Io)?;
-    let (diff_id, uncompressed_bytes) = rest.into_inner().finish();
+    io::copy(&mut reader.into_inner(), &mut io::sink()).map_err(TarError::Io)?;
     let (tree, data, opaque) = builder.finish();
-    let info = write_image(image, data, &tree, uuid_of(&diff_id))?;
-    Ok(Converted { diff_id, uncompressed_bytes, image_bytes: info.bytes, opaque })
+    Ok(Contents { image, tree, data, opaque })
+}
+
+impl Contents<'_> {
+    /// Completes the image.
+    pub(crate) fn write(self, uuid: [u8; 16]) -> Result<ImageInfo, ErofsError> {
+        write_image(self.image, self.data, &self.tree, uuid)
+    }
 }
 
 /// A version 8 UUID (RFC 9562: custom) from a digest.

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use crate::digest::{Digest, DigestError};
-use crate::layer::LayerError;
 use crate::manifest::DocumentError;
 use crate::reference::ReferenceError;
 use crate::store::StoreError;
 use crate::tar::TarError;
+use crate::unpack::UnpackError;
 
 #[derive(Debug, Error)]
 pub enum LoadError {
@@ -19,6 +19,9 @@ pub enum LoadError {
 
     #[error("cannot read the image archive")]
     Read(#[source] io::Error),
+
+    #[error("cannot decompress the image archive")]
+    Decompress(#[source] UnpackError),
 
     #[error("the image archive is damaged")]
     Archive(#[source] TarError),
@@ -72,7 +75,7 @@ pub enum LoadError {
     Size { what: &'static str, digest: Digest, expected: u64, actual: u64 },
 
     #[error("layer {layer} cannot be unpacked")]
-    Layer { layer: String, source: Box<LayerError> },
+    Layer { layer: String, source: Box<UnpackError> },
 
     #[error("cannot spool the archive in {}: the disk is full; free some space", .root.display())]
     SpoolDiskFull { root: PathBuf, source: io::Error },

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::LoadError;
-use crate::compress::{Compression, decompress};
+use crate::compress::{Compression, HEAD_BYTES};
 use crate::limits::Limits;
 use crate::progress::Progress;
 use crate::store::Store;
 use crate::tar::{EntryKind, Reader, TarError};
+use crate::unpack::{UnpackError, expand};
 
 /// What [`Store::load`] reads.
 pub enum LoadSource<'a> {
@@ -55,21 +56,16 @@ impl Source {
                 if fs::metadata(&path).map_err(failed)?.is_dir() {
                     return Ok(Source::Directory(path));
                 }
-                let mut file = open_regular(&path).map_err(failed)?;
-                let (compression, reader) =
-                    decompress(&mut file, store.limits(), store.limits().archive_bytes)
-                        .map_err(LoadError::Read)?;
-                if compression == Compression::None {
-                    drop(reader);
-                    return Source::index(file, store.limits());
+                let file = open_regular(&path).map_err(failed)?;
+                let mut head = [0; HEAD_BYTES];
+                let length = file.read_at(&mut head, 0).map_err(LoadError::Read)?;
+                match Compression::detect(&head[..length]) {
+                    Ok(Compression::None) => Source::index(file, store.limits()),
+                    _ => Source::index(spool(&file, store, progress)?, store.limits()),
                 }
-                Source::index(spool(reader, store, progress)?, store.limits())
             }
             LoadSource::Reader(reader) => {
-                let limits = store.limits();
-                let (_, reader) =
-                    decompress(reader, limits, limits.archive_bytes).map_err(LoadError::Read)?;
-                Source::index(spool(reader, store, progress)?, limits)
+                Source::index(spool(reader, store, progress)?, store.limits())
             }
         }
     }
@@ -196,22 +192,23 @@ fn open_regular(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-fn spool(mut reader: impl Read, store: &Store, progress: &dyn Progress) -> Result<File, LoadError> {
-    let mut file = tempfile::tempfile_in(store.root())
-        .map_err(|error| LoadError::spool(store.root(), error))?;
+/// The archive as a nameless file, decompressed.
+fn spool(reader: impl Read, store: &Store, progress: &dyn Progress) -> Result<File, LoadError> {
+    let failed = |error| LoadError::spool(store.root(), error);
+    let mut file = tempfile::tempfile_in(store.root()).map_err(failed)?;
     let mut step = progress.step("reading", None);
-    let mut buffer = vec![0; 1 << 18];
-    loop {
-        let count = match reader.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(LoadError::Read(error)),
-        };
-        io::Write::write_all(&mut file, &buffer[..count])
-            .map_err(|error| LoadError::spool(store.root(), error))?;
-        step.advance(count as u64);
-    }
+    let limits = store.limits();
+    let sink = |data: &[u8]| {
+        step.advance(data.len() as u64);
+        io::Write::write_all(&mut file, data).map_err(UnpackError::Copy)
+    };
+    expand(store.unpacker(), reader, limits, limits.archive_bytes, sink).map_err(|error| {
+        match error {
+            UnpackError::Copy(error) => failed(error),
+            UnpackError::Read(error) => LoadError::Read(error),
+            error => LoadError::Decompress(error),
+        }
+    })?;
     step.done("done");
     Ok(file)
 }

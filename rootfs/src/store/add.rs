@@ -5,6 +5,8 @@
 //!    └──────────────────────┬─► blobs/…/.partial ─► blobs/<alg>/<hex>
 //!         (as it came)      └─ (uncompressed, where the format has no digest for it)
 //! ```
+//!
+//! Decompressing and converting are done elsewhere: see [`crate::unpack`].
 
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
@@ -15,14 +17,13 @@ use caisson_failpoints::{hit, steps};
 use tempfile::NamedTempFile;
 
 use super::{Store, StoreError, sync_directory};
-use crate::compress::decompress;
 use crate::digest::{Algorithm, Digest, Hasher};
-use crate::layer::{Converted, LayerError, convert};
+use crate::layer::Converted;
 use crate::load::{LoadError, plain_layer};
 use crate::manifest::Descriptor;
 use crate::progress::{Progress, Step};
 use crate::reference::Reference;
-use crate::tar::TarError;
+use crate::unpack::{UnpackError, unpack_layer};
 
 /// What is known of a layer before it is read.
 pub(crate) struct LayerInput<'a> {
@@ -129,21 +130,25 @@ impl Store {
             copy: raw_copy.as_mut(),
             step: &mut *step,
         };
-        let limits = &self.options.limits;
-        let tails = tempfile::tempfile_in(self.layers_dir())
-            .map_err(StoreError::io("create a file in", &self.layers_dir()))?;
-        let converted = decompress(&mut raw, limits, limits.layer_bytes)
-            .map_err(|error| LayerError::from(TarError::Io(error)))
-            .and_then(|(_, plain)| {
-                let plain = Tee { inner: plain, copy: plain_copy.as_mut() };
-                convert(plain, algorithm, &partial.file, tails, limits)
-            });
+        let directory = self.layers_dir();
+        let scratch = tempfile::tempfile_in(&directory)
+            .map_err(StoreError::io("create a file in", &directory))?;
+        let image = partial.open_image()?;
+        let converted = unpack_layer(
+            &self.options.unpacker,
+            &mut raw,
+            algorithm,
+            image,
+            &scratch,
+            plain_copy.as_mut().map(NamedTempFile::as_file_mut),
+            &self.options.limits,
+        );
         let converted = match converted {
-            Err(error) if error.is_disk_full() => Err(self.layer_error(name, error)),
+            Err(error) if error.is_disk_full() => Err(self.unpack_error(name, error)),
             converted => {
                 // A damaged blob is the cause of what its damage led to.
                 input.blob.map_or(Ok(()), |blob| raw.check(blob))?;
-                converted.map_err(|error| self.layer_error(name, error))
+                converted.map_err(|error| self.unpack_error(name, error))
             }
         }?;
         drop(raw);
@@ -167,7 +172,7 @@ impl Store {
     }
 
     /// A disk that fills up under a conversion is the store's trouble, not the layer's.
-    fn layer_error(&self, name: &str, error: LayerError) -> LoadError {
+    fn unpack_error(&self, name: &str, error: UnpackError) -> LoadError {
         match error.into_disk_full() {
             Ok(source) => StoreError::io("write a layer in", &self.layers_dir())(source).into(),
             Err(error) => {
@@ -301,6 +306,11 @@ impl Partial {
         Ok(Partial { path, file, kept: false })
     }
 
+    /// The file once more, for a process that is not to have our lock on it.
+    fn open_image(&self) -> Result<File, StoreError> {
+        OpenOptions::new().write(true).open(&self.path).map_err(StoreError::io("open", &self.path))
+    }
+
     fn remove(self) {}
 
     fn keep(mut self) {
@@ -369,22 +379,6 @@ impl<R: Read> Read for RawReader<'_, R> {
             copy.write_all(&buffer[..count])?;
         }
         self.step.advance(count as u64);
-        Ok(count)
-    }
-}
-
-/// Copies what is read.
-struct Tee<'a, R> {
-    inner: R,
-    copy: Option<&'a mut NamedTempFile>,
-}
-
-impl<R: Read> Read for Tee<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        if let Some(copy) = &mut self.copy {
-            copy.write_all(&buffer[..count])?;
-        }
         Ok(count)
     }
 }

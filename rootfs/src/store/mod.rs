@@ -36,6 +36,7 @@ pub use self::images::{Image, ImageSummary, Removed};
 pub use self::schema::{migrate, open_database};
 use crate::digest::Digest;
 use crate::limits::Limits;
+use crate::unpack::Unpacker;
 
 /// An open image store. Any number of processes may have it open.
 pub struct Store {
@@ -50,11 +51,13 @@ pub struct StoreOptions {
     pub limits: Limits,
     /// Keep the layers as they came, which pushing and saving an image needs.
     pub keep_blobs: bool,
+    /// Where foreign data is parsed.
+    pub unpacker: Unpacker,
 }
 
 impl Default for StoreOptions {
     fn default() -> StoreOptions {
-        StoreOptions { limits: Limits::default(), keep_blobs: true }
+        StoreOptions { limits: Limits::default(), keep_blobs: true, unpacker: Unpacker::default() }
     }
 }
 
@@ -85,6 +88,10 @@ impl Store {
 
     pub fn limits(&self) -> &Limits {
         &self.options.limits
+    }
+
+    pub(crate) fn unpacker(&self) -> &Unpacker {
+        &self.options.unpacker
     }
 
     /// Another connection to the store's database, for a component that keeps its own

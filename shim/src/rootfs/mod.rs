@@ -130,7 +130,10 @@ impl Source {
         };
         // Minutes of work for a large tree: not on the thread that serves.
         let (root, id) = (self.root.clone(), id.to_owned());
-        let convert = move || Snapshots { root: &root }.rootfs(&id, &trees);
+        let convert = move || {
+            let unpacker = caisson_rootfs::Unpacker::default();
+            Snapshots { root: &root, unpacker }.rootfs(&id, &trees)
+        };
         let converted = tokio::task::spawn_blocking(convert).await;
         // A shim lives as long as its container; what the conversion took goes back.
         // SAFETY: takes a number; glibc locks what it looks at.

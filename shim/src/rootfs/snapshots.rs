@@ -17,13 +17,14 @@ use std::{
     time::UNIX_EPOCH,
 };
 
-use caisson_rootfs::{DEFAULT_DISK_BYTES, Digest, Store, TreeOptions, convert_tree};
+use caisson_rootfs::{DEFAULT_DISK_BYTES, Digest, Store, TreeOptions, Unpacker, convert_tree};
 
 use super::{Image, Rootfs, RootfsError};
 
 /// Where images are made and kept.
 pub(super) struct Snapshots<'a> {
     pub(super) root: &'a Path,
+    pub(super) unpacker: Unpacker,
 }
 
 /// A directory that becomes a layer.
@@ -66,7 +67,7 @@ impl Snapshots<'_> {
         log::info!("converting {} to {}", directory.display(), image.display());
         let source = cache.join(format!("{}.source", identity.name()));
         fs::write(&source, &identity.bytes).map_err(failed("write", &source))?;
-        convert(&identity.path, &image, identity.name())?;
+        self.convert(&identity.path, &image, identity.name())?;
         Image::open("erofs", &image, false)
     }
 
@@ -78,8 +79,18 @@ impl Snapshots<'_> {
             return Ok(None);
         }
         let path = self.temporary(id, "upper")?;
-        convert(directory, &path, id.to_owned())?;
+        self.convert(directory, &path, id.to_owned())?;
         open_nameless("erofs", &path, false).map(Some)
+    }
+
+    fn convert(&self, directory: &Path, image: &Path, name: String) -> Result<(), RootfsError> {
+        let unpacker = self.unpacker.clone();
+        let options = TreeOptions { name, unpacker, ..TreeOptions::default() };
+        let converted = convert_tree(directory, image, &options);
+        converted.map(drop).map_err(|source| RootfsError::Convert {
+            directory: directory.to_owned(),
+            source: Box::new(source),
+        })
     }
 
     /// A new writable disk, whose file has no name.
@@ -161,15 +172,6 @@ fn prune(cache: &Path) {
     }
 }
 
-fn convert(directory: &Path, image: &Path, name: String) -> Result<(), RootfsError> {
-    let options = TreeOptions { name, ..Default::default() };
-    let converted = convert_tree(directory, image, &options);
-    converted.map(drop).map_err(|source| RootfsError::Convert {
-        directory: directory.to_owned(),
-        source: Box::new(source),
-    })
-}
-
 fn open_nameless(fstype: &'static str, path: &Path, writable: bool) -> Result<Image, RootfsError> {
     let image = Image::open(fstype, path, writable);
     fs::remove_file(path).map_err(failed("remove", path))?;
@@ -223,7 +225,8 @@ mod tests {
         }
 
         fn rootfs(&self, trees: &[Tree]) -> Result<Rootfs, RootfsError> {
-            Snapshots { root: &self.root() }.rootfs("c", trees)
+            let unpacker = Unpacker::in_this_process();
+            Snapshots { root: &self.root(), unpacker }.rootfs("c", trees)
         }
 
         fn images(&self) -> usize {

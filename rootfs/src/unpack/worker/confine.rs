@@ -1,0 +1,241 @@
+//! What a process gives up before it reads foreign data.
+//!
+//! | | full (root) | unprivileged |
+//! |---|---|---|
+//! | files | its three and the scratch file | the same |
+//! | namespaces, root | its own, empty; for a directory that directory, read-only | the caller's |
+//! | user | its own | the caller's |
+//! | capabilities | none; for a directory the two that reading it takes | none |
+//! | limits, no new privileges, system call filter | yes | yes |
+//! | Landlock, where the kernel has it | nothing; for a directory none | as full |
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use caisson_jail::{Jail, JailError, files, landlock, namespaces, privileges};
+
+use super::filter;
+use crate::unpack::job::{Confinement, Job, Order};
+
+/// Three streams, the scratch file, and two directories at a time.
+const MAX_OPEN_FILES: u64 = 16;
+/// Far more than the largest layer takes.
+const MAX_CPU_SECONDS: u64 = 2 * 3600;
+/// Beside what is held for the data: program, stack, buffers.
+const BASE_BYTES: u64 = 256 << 20;
+
+/// `CAP_DAC_READ_SEARCH`: directories and files that are closed to others.
+const CAP_DAC_READ_SEARCH: u32 = 2;
+/// `CAP_SYS_ADMIN`: the kernel shows attributes of the `trusted` namespace, in which overlay
+/// directories are marked opaque, to nobody without it. The filter leaves nothing else that
+/// asks for it.
+const CAP_SYS_ADMIN: u32 = 21;
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConfineError {
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    #[error("{step}")]
+    Step { step: &'static str, source: io::Error },
+    #[error("make the system call filter")]
+    Compile(#[from] seccompiler::BackendError),
+    #[error("install the system call filter")]
+    Filter(#[from] seccompiler::Error),
+}
+
+/// Confines the process for good and returns the input as it is reached from then on.
+pub(super) fn confine(
+    order: &Order,
+    input: File,
+    scratch: Option<&File>,
+) -> Result<File, ConfineError> {
+    if super::is_unconfined(order) {
+        // A thread that walks a directory needs a working directory of its own.
+        // SAFETY: takes flags only; nothing in this thread relies on sharing it.
+        check("have a working directory", unsafe { libc::unshare(libc::CLONE_FS) })?;
+        return Ok(input);
+    }
+    let filter = filter::compile(&order.job)?;
+    let mut keep = vec![0, 1, 2];
+    keep.extend(scratch.map(AsRawFd::as_raw_fd));
+    let input = match (order.confinement, &order.job) {
+        (Confinement::Full { uid }, Job::Tree { .. }) => enter_tree(&input, &keep, uid)?,
+        (Confinement::Full { uid }, _) => {
+            let jail = Jail { uid, gid: uid, max_open_files: MAX_OPEN_FILES };
+            caisson_jail::enter(&jail, &keep, true)?;
+            input
+        }
+        (_, job) => {
+            files::keep_only(&keep)?;
+            privileges::drop_rights()?;
+            if !matches!(job, Job::Tree { .. }) {
+                landlock::forbid_all()?;
+            }
+            input
+        }
+    };
+    set_limits(&order.job)?;
+    seccompiler::apply_filter(&filter)?;
+    Ok(input)
+}
+
+fn set_limits(job: &Job) -> Result<(), ConfineError> {
+    let (memory, file) = match job {
+        Job::Decompress { window_log, .. } => (4 << (*window_log).min(40), 0),
+        Job::Layer { limits } | Job::Tree { limits, .. } => {
+            // What the tree is taken for, the plan made from it, and room to grow vectors.
+            (limits.tree_bytes.saturating_mul(4), limits.image_bytes)
+        }
+    };
+    limit(libc::RLIMIT_AS, BASE_BYTES.saturating_add(memory))?;
+    limit(libc::RLIMIT_FSIZE, file)?;
+    limit(libc::RLIMIT_CPU, MAX_CPU_SECONDS)?;
+    limit(libc::RLIMIT_CORE, 0)?;
+    limit(libc::RLIMIT_NPROC, 0)?;
+    limit(libc::RLIMIT_NOFILE, MAX_OPEN_FILES)
+}
+
+fn limit(resource: libc::__rlimit_resource_t, value: u64) -> Result<(), ConfineError> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid place for the answer, and outlives both calls.
+    unsafe {
+        check("look at a resource limit", libc::getrlimit(resource, &mut limit))?;
+        // Without rights a limit can only be lowered.
+        let value = value.min(limit.rlim_max);
+        let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
+        check("limit resources", libc::setrlimit(resource, &limit))
+    }
+}
+
+/// Makes the directory the root of a mount namespace that has nothing else, and keeps the
+/// rights that reading it takes. The directory as it is reached then.
+fn enter_tree(input: &File, keep: &[RawFd], uid: u32) -> Result<File, ConfineError> {
+    files::keep_only(keep)?;
+    let tree = clone_mounts(input)?;
+    make_read_only(&tree)?;
+    namespaces::leave()?;
+    let none = std::ptr::null();
+    // SAFETY: calls with constant strings and open descriptors that change this process's
+    // namespaces, root and working directory; it has one thread. The old root is stacked on
+    // the new one (pivot_root(2), `pivot_root(".", ".")`), then detached.
+    unsafe {
+        let private = libc::MS_REC | libc::MS_PRIVATE;
+        let root = c"/".as_ptr();
+        check("make mounts private", libc::mount(none, root, none, private, none.cast()))?;
+        // Any directory serves as a place to mount; this one every host has.
+        let place = c"/dev".as_ptr();
+        let moved = libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            place,
+            libc::MOVE_MOUNT_F_EMPTY_PATH,
+        );
+        check("mount the directory", moved)?;
+        check("enter the directory", libc::chdir(place))?;
+        let here = c".".as_ptr();
+        check("make it the root", libc::syscall(libc::SYS_pivot_root, here, here))?;
+        check("detach the host's root", libc::umount2(here, libc::MNT_DETACH))?;
+        check("enter the new root", libc::chdir(root))?;
+    }
+    let root = File::open("/")
+        .map_err(|source| ConfineError::Step { step: "open the directory", source })?;
+    become_reader(uid)?;
+    // The one from outside leads outside.
+    // SAFETY: duplicates over a descriptor that `input` owns and that stays open.
+    check("close the directory", unsafe { libc::dup2(root.as_raw_fd(), input.as_raw_fd()) })?;
+    Ok(root)
+}
+
+/// A copy of the mount at a directory, with those below it, that nothing names yet.
+fn clone_mounts(directory: &File) -> Result<OwnedFd, ConfineError> {
+    let flags = libc::OPEN_TREE_CLONE
+        | libc::OPEN_TREE_CLOEXEC
+        | (libc::AT_EMPTY_PATH | libc::AT_RECURSIVE) as libc::c_uint;
+    // SAFETY: the descriptor is open, the string a constant; the result is owned by nobody
+    // else.
+    unsafe {
+        let (fd, empty) = (directory.as_raw_fd(), c"".as_ptr());
+        let tree = libc::syscall(libc::SYS_open_tree, fd, empty, flags);
+        check("take the directory's mount", tree)?;
+        Ok(OwnedFd::from_raw_fd(tree as RawFd))
+    }
+}
+
+fn make_read_only(tree: &OwnedFd) -> Result<(), ConfineError> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY
+            | libc::MOUNT_ATTR_NOSUID
+            | libc::MOUNT_ATTR_NODEV
+            | libc::MOUNT_ATTR_NOEXEC,
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    // SAFETY: the descriptor is open, the string a constant, the attributes outlive the
+    // call and their size is theirs.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    };
+    check("make the directory read-only", result)
+}
+
+/// Becomes `uid`, with nothing but the two capabilities that reading a directory takes.
+fn become_reader(uid: u32) -> Result<(), ConfineError> {
+    let kept = [CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN];
+    // SAFETY: changes the credentials of this thread, the only one. The numbers of
+    // capabilities end where the kernel says so.
+    unsafe {
+        for capability in (0..64).filter(|capability| !kept.contains(capability)) {
+            if libc::prctl(libc::PR_CAPBSET_READ, capability, 0, 0, 0) == -1 {
+                break;
+            }
+            let dropped = libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0);
+            check("drop the capability bounding set", dropped)?;
+        }
+        check("keep capabilities", libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0))?;
+        check("leave all groups", libc::setgroups(0, std::ptr::null()))?;
+        check("take the group", libc::setresgid(uid, uid, uid))?;
+        check("take the user", libc::setresuid(uid, uid, uid))?;
+    }
+    set_capabilities(kept.iter().map(|capability| 1 << capability).sum())?;
+    // SAFETY: take numbers only.
+    unsafe {
+        check("forbid new privileges", libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+        // Nobody but root may trace the process or read its memory.
+        check("forbid tracing", libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0))?;
+    }
+    Ok(privileges::die_with_parent()?)
+}
+
+/// These, permitted and effective; none that a program would inherit.
+fn set_capabilities(low: u32) -> Result<(), ConfineError> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = Header { version: VERSION_3, pid: 0 };
+    // Effective, permitted, inheritable: of the low 32 capabilities, then of the high ones.
+    let data: [u32; 6] = [low, low, 0, 0, 0, 0];
+    // SAFETY: header and data have the layout of version 3 (capset(2)) and outlive the call.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const data) };
+    check("drop capabilities", result)
+}
+
+fn check(step: &'static str, result: impl Into<i64>) -> Result<(), ConfineError> {
+    if result.into() == -1 {
+        return Err(ConfineError::Step { step, source: io::Error::last_os_error() });
+    }
+    Ok(())
+}
