@@ -55,11 +55,12 @@ pub fn build(spec: VmSpec, timer: Arc<BootTimer>) -> Result<Parts, BuildError> {
     let virtio = devices::Virtio {
         block: spec.block,
         disk_limit: spec.disk_limit,
+        net: spec.net,
         vsock: spec.vsock,
         rng: spec.rng,
         balloon: spec.balloon,
     };
-    let (mmio, io_loops) = virtio.connect(&vm, &memory, &spec.slots)?;
+    let devices::Connected { mmio, io_loops, net } = virtio.connect(&vm, &memory, &spec.slots)?;
     let (ports, console) = devices::ports(&vm, &lifecycle, &timer, spec.console)?;
     let buses = Arc::new(Buses { ports, mmio });
 
@@ -77,7 +78,7 @@ pub fn build(spec: VmSpec, timer: Arc<BootTimer>) -> Result<Parts, BuildError> {
             exits: Arc::default(),
         });
     }
-    Ok(Parts { kvm: vm, vcpus, io_loops, lifecycle, timer, console })
+    Ok(Parts { kvm: vm, vcpus, io_loops, net, lifecycle, timer, console })
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +109,8 @@ pub enum BuildError {
         #[source]
         source: block::OpenError,
     },
+    #[error("set up the tap of a network device")]
+    Net(#[source] io::Error),
     #[error("make the vsock device")]
     Vsock(#[source] io::Error),
 }

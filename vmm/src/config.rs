@@ -4,7 +4,13 @@
 //! those it needs for its own jail. [`crate::spec::VmSpec`] is what a valid config
 //! becomes.
 
+mod mac_address;
+
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
+
+pub use self::mac_address::{MacAddress, ParseMacError};
 
 /// The number of an inherited file descriptor.
 pub type Fd = i32;
@@ -33,6 +39,8 @@ pub struct VmConfig {
     /// What all disks together may do.
     #[serde(default)]
     pub disk_limit: RateLimit,
+    #[serde(default)]
+    pub net: Vec<NetConfig>,
     pub vsock: Option<VsockConfig>,
     #[serde(default)]
     pub rng: bool,
@@ -81,6 +89,27 @@ pub struct BlockConfig {
     /// Each file's size is rounded up to 4096; the rest reads as zeros. Opened read-only
     /// for a read-only device, read-write otherwise; the vmm checks (`F_GETFL`).
     pub files: Vec<Fd>,
+}
+
+/// One virtio-net device over a tap.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// A tap made with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, open read-write.
+    pub tap: Fd,
+    /// The guest's address; frames from another are dropped.
+    pub mac: MacAddress,
+    /// 1280..=65535.
+    pub mtu: u16,
+    /// The addresses that the guest may send from; any if there are none.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// What the guest may receive.
+    #[serde(default)]
+    pub receive_limit: RateLimit,
+    /// What it may send.
+    #[serde(default)]
+    pub transmit_limit: RateLimit,
 }
 
 /// How much a device may do: on average, and at once after a pause.

@@ -74,6 +74,26 @@ pub struct Report {
     /// with `kvm_` before their names, what KVM counts of its own (`kvm_exits` is all of
     /// them).
     pub exits: BTreeMap<String, u64>,
+    /// Of each network device, in the config's order.
+    #[serde(default)]
+    pub net: Vec<NetReport>,
     /// CPU time of the process, in microseconds.
     pub cpu_usec: u64,
+}
+
+/// What went through a network device, seen from the guest. Bytes are those of frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetReport {
+    pub received_frames: u64,
+    pub received_bytes: u64,
+    /// The driver had no buffers that hold the frame, or had not negotiated its kind.
+    pub receive_dropped: u64,
+    pub sent_frames: u64,
+    pub sent_bytes: u64,
+    /// A header or a length that is wrong.
+    pub send_malformed: u64,
+    /// From an address that is not the guest's.
+    pub send_spoofed: u64,
+    /// The host did not take it.
+    pub send_dropped: u64,
 }

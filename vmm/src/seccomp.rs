@@ -12,6 +12,8 @@ use seccompiler::{
     SeccompCondition as Condition, SeccompFilter, SeccompRule, TargetArch,
 };
 
+use crate::virtio::net::OFFLOAD_MASK;
+
 /// What a thread does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ThreadKind {
@@ -169,6 +171,11 @@ fn allow_io(rules: &mut Rules) {
     for request in [libc::FIONBIO, libc::FIONREAD] {
         rules.when(libc::SYS_ioctl, vec![equals(1, request as u32)]);
     }
+    // What the tap's kernel may leave to the guest, of that which the guest may choose.
+    rules.when(
+        libc::SYS_ioctl,
+        vec![equals(1, libc::TUNSETOFFLOAD as u32), bits(2, !OFFLOAD_MASK, 0)],
+    );
 }
 
 fn allow_control(rules: &mut Rules) {

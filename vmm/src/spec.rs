@@ -3,6 +3,7 @@
 
 mod adopt;
 pub mod limit;
+pub mod net;
 
 use std::{
     collections::BTreeSet,
@@ -16,6 +17,8 @@ use std::{
 pub use adopt::{FdError, Files};
 use caisson_jail::{Jail, pid_namespace};
 use limit::LimitError;
+use net::NetError;
+pub use net::NetSpec;
 
 use crate::{
     boot::{
@@ -67,11 +70,12 @@ pub struct VmSpec {
     pub boot_pages: BootPages,
     /// Complete, with its devices and a NUL.
     pub command_line: Vec<u8>,
-    /// One for each virtio device: the disks, then vsock, rng and balloon.
+    /// One for each virtio device: the disks, then networks, vsock, rng and balloon.
     pub slots: Vec<VirtioSlot>,
     pub block: Vec<BlockSpec>,
     /// Of all disks together.
     pub disk_limit: RateLimit,
+    pub net: Vec<NetSpec>,
     pub vsock: Option<VsockSpec>,
     pub rng: bool,
     pub balloon: bool,
@@ -97,6 +101,8 @@ pub enum SpecError {
     BlockEmpty(String),
     #[error("limit of the {what}")]
     Limit { what: &'static str, source: LimitError },
+    #[error("network device")]
+    Net(#[from] NetError),
     #[error("the vsock CID {0} is reserved; a guest has 3 to 4294967294")]
     Cid(u32),
     #[error("the vsock host port {0} is named twice or reserved")]
@@ -147,6 +153,7 @@ impl VmSpec {
             boot_pages: config.boot_pages,
             block: config.block.iter().map(|disk| block(disk, files)).collect::<Result<_, _>>()?,
             disk_limit: config.disk_limit,
+            net: net::adopt(&config.net, files)?,
             vsock: config.vsock.as_ref().map(|config| vsock(config, files)).transpose()?,
             rng: config.rng,
             balloon: config.balloon,
@@ -199,7 +206,8 @@ fn check_serials(disks: &[BlockConfig]) -> Result<(), SpecError> {
 
 fn virtio_slots(config: &VmConfig) -> Result<Vec<VirtioSlot>, SpecError> {
     let optional = [config.vsock.is_some(), config.rng, config.balloon];
-    let devices = config.block.len() + optional.into_iter().filter(|&there| there).count();
+    let devices =
+        config.block.len() + config.net.len() + optional.into_iter().filter(|&there| there).count();
     let slots: Vec<_> = layout::virtio_slots().take(devices).collect();
     if slots.len() < devices {
         return Err(SpecError::Devices { devices, max: slots.len() });

@@ -19,6 +19,7 @@ use crate::{
     seccomp::{Filter, Filtering, SeccompError, ThreadKind},
     threads::{ThreadError, spawn_confined},
     vcpu::{self, Vcpu},
+    virtio::net::NetCounters,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +38,8 @@ pub struct Parts {
     pub vcpus: Vec<Vcpu>,
     /// With the names of their threads.
     pub io_loops: Vec<(&'static str, IoLoop)>,
+    /// Of each network device.
+    pub net: Vec<Arc<NetCounters>>,
     pub lifecycle: Arc<Lifecycle>,
     pub timer: Arc<BootTimer>,
     pub console: Arc<Mutex<SerialPort>>,
@@ -50,6 +53,7 @@ pub struct Vm {
     timer: Arc<BootTimer>,
     exits: Vec<Arc<ExitCounts>>,
     kvm_stats: Vec<VcpuStats>,
+    net: Vec<Arc<NetCounters>>,
     vcpus: Vec<JoinHandle<()>>,
     console: Arc<Mutex<SerialPort>>,
 }
@@ -58,7 +62,7 @@ impl Vm {
     /// Starts all threads, each confined; last, confines the calling thread, which will
     /// be the control thread.
     pub fn start(parts: Parts, filtering: Filtering) -> Result<Self, StartError> {
-        let Parts { kvm, vcpus, io_loops, lifecycle, timer, console } = parts;
+        let Parts { kvm, vcpus, io_loops, net, lifecycle, timer, console } = parts;
         vcpu::install_kick_handler().map_err(StartError::Signal)?;
         let [io, cpu, control] = [ThreadKind::Io, ThreadKind::Vcpu, ThreadKind::Control]
             .map(|kind| Filter::new(kind, filtering));
@@ -80,7 +84,7 @@ impl Vm {
             .map(|vcpu| spawn_confined(&format!("vcpu{}", vcpu.number), &cpu, || vcpu.run()))
             .collect::<Result<_, _>>()?;
         control.install()?;
-        Ok(Self { _kvm: kvm, lifecycle, timer, exits, kvm_stats, vcpus, console })
+        Ok(Self { _kvm: kvm, lifecycle, timer, exits, kvm_stats, net, vcpus, console })
     }
 
     pub fn resume(&self) {
@@ -119,7 +123,12 @@ impl Vm {
             // A report without what KVM counts is still one.
             let _ = stats.add_to(&mut exits);
         }
-        Report { stages_usec: self.timer.stages_usec(), exits, cpu_usec: process_cpu_usec() }
+        Report {
+            stages_usec: self.timer.stages_usec(),
+            exits,
+            net: self.net.iter().map(|counters| counters.report()).collect(),
+            cpu_usec: process_cpu_usec(),
+        }
     }
 
     /// Writes what the console holds of an unfinished line, unless a vCPU is stuck in

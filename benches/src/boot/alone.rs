@@ -120,6 +120,7 @@ fn config(kvm: &File, kernel: &File, initramfs: Option<&File>, control: Option<&
         cmdline: COMMAND_LINE.into(),
         block: Vec::new(),
         disk_limit: RateLimit::default(),
+        net: Vec::new(),
         vsock: None,
         rng: false,
         balloon: false,

@@ -24,10 +24,17 @@ use crate::{
     },
     io_thread::{IoHandle, IoLoop},
     lifecycle::Lifecycle,
-    spec::{BlockSpec, VsockSpec},
+    spec::{BlockSpec, NetSpec, VsockSpec},
     virtio::{
-        Interrupt, Memory, VirtioDevice, balloon::Balloon, block::Block, mmio::Transport,
-        registers::offset, rng::Rng, throttle::RateLimiter, vsock::Vsock,
+        Interrupt, Memory, VirtioDevice,
+        balloon::Balloon,
+        block::Block,
+        mmio::Transport,
+        net::{Net, NetCounters},
+        registers::offset,
+        rng::Rng,
+        throttle::RateLimiter,
+        vsock::Vsock,
     },
 };
 
@@ -35,27 +42,36 @@ use crate::{
 pub(super) struct Virtio {
     pub(super) block: Vec<BlockSpec>,
     pub(super) disk_limit: RateLimit,
+    pub(super) net: Vec<NetSpec>,
     pub(super) vsock: Option<VsockSpec>,
     pub(super) rng: bool,
     pub(super) balloon: bool,
 }
 
-type NamedLoop = (&'static str, IoLoop);
+/// The devices in their places.
+pub(super) struct Connected {
+    pub(super) mmio: Bus,
+    /// What serves their workers, with the names of the threads.
+    pub(super) io_loops: Vec<(&'static str, IoLoop)>,
+    /// What each network device counts.
+    pub(super) net: Vec<Arc<NetCounters>>,
+}
 
 impl Virtio {
-    /// All devices in their `slots` on a bus, and the loops that serve their workers. Disks have a thread
-    /// of their own: their requests block.
+    /// Puts all devices into their `slots`. Disks have a thread of their own: their requests
+    /// block.
     pub(super) fn connect(
         mut self,
         vm: &VmFd,
         memory: &Memory,
         slots: &[VirtioSlot],
-    ) -> Result<(Bus, Vec<NamedLoop>), BuildError> {
-        let mut bus = Bus::new("access to no MMIO device");
-        let mut loops = Vec::new();
+    ) -> Result<Connected, BuildError> {
+        let mut mmio = Bus::new("access to no MMIO device");
+        let mut io_loops = Vec::new();
         let mut slots = slots.iter().copied();
         let disks = disks(mem::take(&mut self.block), self.disk_limit)?;
-        for (thread, devices) in [("block", disks), ("io", self.others()?)] {
+        let mut net = Vec::new();
+        for (thread, devices) in [("block", disks), ("io", self.others(&mut net)?)] {
             if devices.is_empty() {
                 continue;
             }
@@ -63,16 +79,24 @@ impl Virtio {
             for (device, slot) in devices.into_iter().zip(&mut slots) {
                 let transport = connect(vm, memory, device, slot, io.handle())?;
                 let transport = Arc::new(Mutex::new(transport));
-                bus.insert(slot.address, layout::VIRTIO_MMIO_BYTES, transport)?;
+                mmio.insert(slot.address, layout::VIRTIO_MMIO_BYTES, transport)?;
             }
-            loops.push((thread, io));
+            io_loops.push((thread, io));
         }
-        Ok((bus, loops))
+        Ok(Connected { mmio, io_loops, net })
     }
 
     /// The devices whose requests never block.
-    fn others(self) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
+    fn others(
+        self,
+        counters: &mut Vec<Arc<NetCounters>>,
+    ) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+        for spec in self.net {
+            let net = Net::new(spec).map_err(BuildError::Net)?;
+            counters.push(net.counters());
+            devices.push(Box::new(net));
+        }
         if let Some(spec) = self.vsock {
             devices.push(Box::new(Vsock::new(spec).map_err(BuildError::Vsock)?));
         }

@@ -98,6 +98,28 @@ impl Files {
         Ok(file)
     }
 
+    /// A tap device whose frames have a virtio header and nothing else before them.
+    pub fn tap(&mut self, fd: Fd) -> Result<File, FdError> {
+        const KIND: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        let expected = "tap device with IFF_NO_PI and IFF_VNET_HDR";
+        let file = self.file(fd)?;
+        if !metadata(&file)?.file_type().is_char_device() {
+            return Err(FdError::Kind { fd, expected });
+        }
+        expect_access(&file, libc::O_RDWR, "read-write")?;
+        // SAFETY: the all-zero bytes of this plain C structure are a value of it.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        // SAFETY: the kernel writes an `ifreq`, if this is a tap at all; any other device
+        // does not know the request.
+        if unsafe { libc::ioctl(fd, libc::TUNGETIFF, &raw mut request) } < 0 {
+            return Err(FdError::Kind { fd, expected });
+        }
+        // SAFETY: TUNGETIFF fills this member of the union.
+        let flags = i32::from(unsafe { request.ifr_ifru.ifru_flags });
+        let others = libc::IFF_TUN | libc::IFF_MULTI_QUEUE;
+        if flags & (KIND | others) == KIND { Ok(file) } else { Err(FdError::Kind { fd, expected }) }
+    }
+
     /// Anything that can be written.
     pub fn writable(&mut self, fd: Fd) -> Result<File, FdError> {
         let file = self.file(fd)?;

@@ -67,6 +67,7 @@ impl Inherited {
                 files: vec![self.file(libc::O_RDONLY), self.file(libc::O_RDONLY)],
             }],
             disk_limit: RateLimit::default(),
+            net: Vec::new(),
             vsock: Some(VsockConfig {
                 cid: 3,
                 listener: self.listener("vsock"),
@@ -131,6 +132,45 @@ fn limits_that_cannot_be_kept_are_refused() {
         |_, config| config.disk_limit.operations = Some(rate),
         "limit of the disks: a rate in operations a second of 0; it is 1 to 1000000000",
     );
+}
+
+#[test]
+fn networks_are_of_the_field() {
+    fn net(inherited: &Inherited) -> crate::config::NetConfig {
+        crate::config::NetConfig {
+            tap: inherited.device(),
+            mac: "02:00:00:00:00:01".parse().unwrap(),
+            mtu: 1500,
+            addresses: Vec::new(),
+            receive_limit: RateLimit::default(),
+            transmit_limit: RateLimit::default(),
+        }
+    }
+    let with = |change: fn(&mut crate::config::NetConfig), message: &str| {
+        refused(
+            |inherited, config| {
+                let mut net = net(inherited);
+                change(&mut net);
+                config.net.push(net);
+            },
+            message,
+        );
+    };
+    with(|_| (), "no tap device");
+    with(|net| net.mac.0[0] = 3, "03:00:00:00:00:01 is no single interface's");
+    with(|net| net.mtu = 1279, "an MTU of 1279");
+    with(|net| net.addresses = vec!["0.0.0.0".parse().unwrap()], "0.0.0.0 to send from");
+    with(|net| net.addresses = vec!["10.0.0.1".parse().unwrap(); 65], "65 addresses");
+    let rate = crate::config::Rate { per_second: 1, burst: 1 };
+    refused(
+        |inherited, config| {
+            let mut net = net(inherited);
+            net.receive_limit.bandwidth = Some(rate);
+            config.net.push(net);
+        },
+        "limit of the network",
+    );
+    refused(|i, config| config.net.extend([net(i), net(i)]), "two network devices");
 }
 
 #[test]

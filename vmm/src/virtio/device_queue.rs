@@ -9,7 +9,7 @@ use std::{io, ops::Deref, os::fd::AsRawFd, sync::Arc};
 use event_manager::{EventOps, EventSet, Events};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::{eventfd::EventFd, timerfd::TimerFd};
 
 use super::{
@@ -68,6 +68,8 @@ pub struct DeviceQueue {
     spare: Option<Chain>,
     /// Whether anything was completed since the driver was last signalled.
     news: bool,
+    /// Whether it is to be signalled whatever it says.
+    must_signal: bool,
     failure: Option<QueueError>,
     kick_limit: KickLimit,
     /// Made when the driver is first muted; ends that.
@@ -113,6 +115,7 @@ impl DeviceQueue {
             indirect_allowed: features & (1 << VIRTIO_RING_F_INDIRECT_DESC) != 0,
             spare: None,
             news: false,
+            must_signal: false,
             failure: None,
             kick_limit: KickLimit::default(),
             unmute_timer: None,
@@ -216,6 +219,29 @@ impl DeviceQueue {
         self.news = true;
     }
 
+    /// The same for several, of which the driver sees all or none (virtio 1.2 §5.1.6.4).
+    pub fn complete_together(&mut self, chains: &mut Vec<(Chain, u32)>) {
+        const HEADER_BYTES: u64 = 4;
+        const ELEMENT_BYTES: u64 = 8;
+        let Some((last, last_written)) = chains.pop() else { return };
+        let first = self.queue.next_used();
+        let mut next = first;
+        for (chain, written) in chains.drain(..) {
+            let slot = u64::from(next % self.queue.size());
+            let element = [u32::from(chain.head).to_le(), written.to_le()];
+            let address = self.queue.used_ring() + HEADER_BYTES + slot * ELEMENT_BYTES;
+            // The ring was seen to lie in memory; if not, the last one says so.
+            let _ = self.memory.write_obj(element, GuestAddress(address));
+            next = next.wrapping_add(1);
+        }
+        if next != first {
+            // The queue does not know that it is more than one: the driver is told anyway.
+            self.queue.set_next_used(next);
+            self.must_signal = true;
+        }
+        self.complete(last, last_written);
+    }
+
     /// Interrupts the driver, if it wants to hear about what was completed.
     pub fn signal(&mut self) {
         if self.wants_signal() {
@@ -235,7 +261,9 @@ impl DeviceQueue {
         if !std::mem::take(&mut self.news) {
             return false;
         }
-        self.queue.needs_notification(self.memory.deref()).unwrap_or_else(|error| {
+        let must = std::mem::take(&mut self.must_signal);
+        let wants = self.queue.needs_notification(self.memory.deref());
+        must | wants.unwrap_or_else(|error| {
             self.fail(QueueError::Ring(error));
             false
         })

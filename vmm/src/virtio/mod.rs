@@ -20,6 +20,7 @@ pub mod interrupt;
 pub mod iovecs;
 pub mod kick_limit;
 pub mod mmio;
+pub mod net;
 pub mod registers;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]

@@ -82,6 +82,7 @@ impl Builder {
             cmdline: "console=ttyS0".to_owned(),
             block: Vec::new(),
             disk_limit: RateLimit::default(),
+            net: Vec::new(),
             vsock: None,
             rng: false,
             balloon: false,
