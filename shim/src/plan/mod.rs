@@ -14,13 +14,14 @@ mod seccomp;
 mod size;
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    fs::OpenOptions,
+    io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
 use caisson_agent_protocol::{
-    ContainerPlan,
+    ContainerPlan, MAX_FRAME_BYTES,
     plan::{ProcessPlan, RootfsPlan, StdioPorts},
 };
 use oci_spec::runtime::Spec;
@@ -35,6 +36,9 @@ const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 const MAX_ID_BYTES: usize = 128;
 
+/// A plan travels in one frame, with what the root filesystem adds to it and the envelope.
+const MAX_PLAN_BYTES: usize = MAX_FRAME_BYTES - (256 << 10);
+
 /// A bundle that cannot become a container. No error of this kind leaves a trace.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
@@ -42,6 +46,12 @@ pub enum PlanError {
     Read { path: PathBuf, source: io::Error },
     #[error("{} holds over {MAX_CONFIG_BYTES} bytes", path.display())]
     TooLarge { path: PathBuf },
+    #[error(
+        "what the spec asks for takes {bytes} bytes to tell the guest: at most {MAX_PLAN_BYTES} fit, files of bind mounts included"
+    )]
+    PlanTooLarge { bytes: usize },
+    #[error("{} is no regular file", path.display())]
+    NotAFile { path: PathBuf },
     #[error("{what} is no valid OCI runtime-spec")]
     Parse { what: String, source: serde_json::Error },
     /// The spec contradicts itself or the runtime-spec.
@@ -64,7 +74,12 @@ fn unsupported(field: impl Into<String>, problem: impl Into<String>) -> PlanErro
 pub fn load(bundle: &Path) -> Result<Spec, PlanError> {
     let path = bundle.join("config.json");
     let failed = |source| PlanError::Read { path: path.clone(), source };
-    let file = File::open(&path).map_err(failed)?;
+    // A FIFO in its place must not hang the open.
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(&path).map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(PlanError::NotAFile { path });
+    }
     let mut bytes = Vec::new();
     file.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_CONFIG_BYTES {
@@ -115,7 +130,7 @@ pub fn container(
     let sysctls = namespaces::sysctls(&linux, &namespaces)?;
     let resources = linux.resources().clone().unwrap_or_default();
     let readonly = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
-    Ok(ContainerPlan {
+    let plan = ContainerPlan {
         id: id.to_owned(),
         rootfs: RootfsPlan { layers: Vec::new(), writable: None, readonly },
         process,
@@ -130,7 +145,30 @@ pub fn container(
         readonly_paths: container_paths("linux.readonlyPaths", linux.readonly_paths())?,
         sysctls,
         resources: resources::create(&resources, surroundings.vcpus)?,
-    })
+    };
+    check_size(&plan)?;
+    Ok(plan)
+}
+
+/// Checks that a plan can be sent, before there is anybody to send it to.
+fn check_size(plan: &impl serde::Serialize) -> Result<(), PlanError> {
+    struct Count(usize);
+    impl Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    serde_json::to_writer(&mut count, plan)
+        .expect("a plan is plain data, and counting cannot fail");
+    match count.0 {
+        bytes if bytes > MAX_PLAN_BYTES => Err(PlanError::PlanTooLarge { bytes }),
+        _ => Ok(()),
+    }
 }
 
 /// Parts of a spec that change what a container is, and that cannot be had.
@@ -216,5 +254,7 @@ fn check_container_path(field: &str, path: &str) -> Result<(), PlanError> {
     Ok(())
 }
 
+#[cfg(test)]
+mod hostile;
 #[cfg(test)]
 mod tests;

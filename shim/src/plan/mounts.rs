@@ -19,14 +19,25 @@ use super::{PlanError, check_container_path, invalid, unsupported};
 /// The largest file that travels in the plan.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
+/// The longest string that mount(2) takes, without its NUL.
+const MAX_WORD: usize = 4095;
+
 const SHM: &str = "/dev/shm";
 
 pub(super) fn translate(spec: &Spec) -> Result<(Vec<MountPlan>, Vec<FilePlan>), PlanError> {
     let (mut mounts, mut files) = (Vec::new(), Vec::new());
+    let mut bytes = 0;
     for mount in spec.mounts().iter().flatten() {
         match Entry::of(mount)? {
             Entry::Mount(mount) => mounts.push(mount),
-            Entry::File(file) => files.push(file),
+            Entry::File(file) => {
+                // A short spec can name the same large file over and over.
+                bytes += file.content.len();
+                if bytes > super::MAX_PLAN_BYTES {
+                    return Err(PlanError::PlanTooLarge { bytes });
+                }
+                files.push(file);
+            }
         }
     }
     Ok((mounts, files))
@@ -63,6 +74,13 @@ impl Entry {
         // A v1 hierarchy's options (`name=systemd`) mean nothing to cgroup2.
         let data = if fstype == "cgroup2" { String::new() } else { options.data.join(",") };
         let source = mount.source().as_ref().map(|source| source.to_string_lossy().into_owned());
+        if source.as_ref().is_some_and(|source| source.contains('\0') || source.len() > MAX_WORD) {
+            return Err(invalid(field, format!("its source holds a NUL or over {MAX_WORD} bytes")));
+        }
+        // mount(2) takes a page.
+        if data.len() > MAX_WORD {
+            return Err(invalid(field, format!("its options take over {MAX_WORD} bytes")));
+        }
         Ok(Self::Mount(MountPlan {
             fstype: fstype.to_owned(),
             source: source.filter(|source| !source.is_empty()).unwrap_or(fstype.to_owned()),

@@ -47,7 +47,9 @@ pub fn exec(
 ) -> Result<ProcessPlan, PlanError> {
     let process: Process = serde_json::from_slice(json)
         .map_err(|source| PlanError::Parse { what: "the exec's process".to_owned(), source })?;
-    container(&process, terminal, seccomp)
+    let plan = container(&process, terminal, seccomp)?;
+    super::check_size(&plan)?;
+    Ok(plan)
 }
 
 fn args(process: &Process) -> Result<Vec<String>, PlanError> {

@@ -55,6 +55,11 @@ pub enum RootfsError {
     Mixed,
     #[error("{} is no directory", path.display())]
     NotADirectory { path: PathBuf },
+    #[error(
+        "the root directory {} is reached through a symbolic link or .., which could lead anywhere on the host; name the directory itself",
+        path.display()
+    )]
+    Symlink { path: PathBuf },
     #[error("{action} {}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("convert {} to an image", directory.display())]
@@ -78,6 +83,7 @@ impl RootfsError {
             Self::Convert { .. } | Self::Disk(_) | Self::Panicked => ErrorKind::Internal,
             Self::NotAFile { .. }
             | Self::NotADirectory { .. }
+            | Self::Symlink { .. }
             | Self::Size { .. }
             | Self::TooManyLayers { .. }
             | Self::SecondDisk { .. }
@@ -152,12 +158,21 @@ fn root_directory(bundle: &Path) -> Result<Vec<Tree>, RootfsError> {
     let named = crate::plan::load(bundle)
         .ok()
         .and_then(|spec| spec.root().as_ref().map(|root| bundle.join(root.path())));
-    let directory = named.unwrap_or_else(|| bundle.join("rootfs"));
-    let directory = directory.canonicalize().map_err(|source| RootfsError::Io {
-        action: "find the root directory",
-        path: directory,
-        source,
-    })?;
+    let named = named.unwrap_or_else(|| bundle.join("rootfs"));
+    let failed =
+        |source| RootfsError::Io { action: "find the root directory", path: named.clone(), source };
+    let directory = named.canonicalize().map_err(failed)?;
+    // Links on the way to the bundle are the host's affair, those inside it are not.
+    let expected = match named.strip_prefix(bundle) {
+        Ok(inside) => bundle.canonicalize().map_err(failed)?.join(inside).components().collect(),
+        Err(_) => match (named.parent(), named.file_name()) {
+            (Some(parent), Some(name)) => parent.canonicalize().map_err(failed)?.join(name),
+            _ => directory.clone(),
+        },
+    };
+    if directory != expected {
+        return Err(RootfsError::Symlink { path: named });
+    }
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let beneath = mounts::mounted_overlay(&directory, &mountinfo);
     Ok(beneath.unwrap_or_else(|| vec![Tree::Active(directory)]))
@@ -291,6 +306,33 @@ mod tests {
         assert_eq!(plan.layers, [extent("layers", 0, 8192), extent("layers", 8192, 4096)]);
         assert_eq!(plan.writable, Some(extent("scratch", 0, 8192)));
         assert!(plan.readonly);
+    }
+
+    #[test]
+    fn a_root_directory_behind_a_link_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let bundle = directory.path().join("bundle");
+        fs::create_dir_all(bundle.join("real/sub")).unwrap();
+        symlink("/", bundle.join("rootfs")).unwrap();
+        symlink("real", bundle.join("link")).unwrap();
+        symlink(&bundle, directory.path().join("by-link")).unwrap();
+        let root = |path: &str| {
+            let spec = serde_json::json!({ "ociVersion": "1.1.0", "root": { "path": path } });
+            fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
+            root_directory(&bundle)
+        };
+        let absolute = bundle.join("rootfs");
+        for path in
+            ["rootfs", "link", "link/sub", "./rootfs", "../bundle/real", absolute.to_str().unwrap()]
+        {
+            assert!(matches!(root(path), Err(RootfsError::Symlink { .. })), "{path}");
+        }
+        let real = bundle.join("real").canonicalize().unwrap();
+        for path in ["real", "./real/", real.to_str().unwrap()] {
+            assert_eq!(root(path).unwrap(), [Tree::Active(real.clone())], "{path}");
+        }
+        // How one gets to the bundle does not matter.
+        assert!(root_directory(&directory.path().join("by-link")).is_ok());
     }
 
     #[test]
