@@ -75,9 +75,10 @@ impl Engine {
     pub(super) fn end_shim(&self, container: &Container) {
         let ended = match self.connect(container) {
             Ok(client) => self.end_politely(container, client),
+            // Its socket may be gone while it is not, but only where one was to be.
             Err(error) => {
                 tracing::debug!(%error, "no shim of {}", container.id);
-                true
+                matches!(container.state, State::Created | State::Exited)
             }
         };
         if !ended && let Some(process) = Process::find_shim(&container.id) {

@@ -9,7 +9,7 @@ use nix::{
 
 use crate::host::{Host, eventually, host};
 
-fn kill_all(host: &Host, name: &str) {
+pub(crate) fn kill_all(host: &Host, name: &str) {
     for (pid, program) in host.processes() {
         if program.contains(name) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);

@@ -4,7 +4,10 @@
 //! believes to be the machine, so that it does not go to another.
 
 mod errors;
+mod fault_steps;
 mod faults;
+mod faults_parallel;
+mod faults_state;
 mod host;
 mod images;
 mod life;

@@ -133,7 +133,11 @@ impl Task for Shim {
         _: &TtrpcContext,
         request: api::CreateTaskRequest,
     ) -> ttrpc::Result<api::CreateTaskResponse> {
-        assert!(request.rootfs.iter().all(|mount| std::path::Path::new(&mount.source).exists()));
+        for mount in &request.rootfs {
+            if !std::path::Path::new(&mount.source).exists() {
+                return Err(to_status(ErrorKind::NotFound, format!("no image {}", mount.source)));
+            }
+        }
         self.boot()?;
         let stdio = Stdio::open(&request.stdin, &request.stdout, &request.stderr);
         let config = std::fs::read(self.bundle.join("config.json")).expect("a config.json");
