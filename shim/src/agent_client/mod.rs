@@ -15,6 +15,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -137,7 +138,8 @@ impl AgentClient {
         deadlines: Deadlines,
     ) -> Result<(Self, Ready), ReadyError> {
         let (mut reader, writer) = stream.into_split();
-        let ready = match read_frame(&mut reader).await.map_err(ReadyError::Frame)? {
+        let first = read_frame(&mut reader, deadlines.prepare).await;
+        let ready = match first.map_err(ReadyError::Frame)? {
             None => return Err(ReadyError::Closed),
             Some(FromAgent::Event(Event::Ready(ready))) => ready,
             Some(_) => return Err(ReadyError::NotReady),
@@ -152,7 +154,7 @@ impl AgentClient {
             lost: watch::Sender::new(None),
         });
         tokio::spawn(write_requests(writer, queue, shared.clone()));
-        tokio::spawn(read_messages(reader, shared.clone()));
+        tokio::spawn(read_messages(reader, deadlines.prepare, shared.clone()));
         Ok((Self { shared, requests, deadlines }, ready))
     }
 
@@ -314,11 +316,11 @@ async fn write_requests(
     }
 }
 
-async fn read_messages(mut reader: OwnedReadHalf, shared: Arc<Shared>) {
+async fn read_messages(mut reader: OwnedReadHalf, limit: Duration, shared: Arc<Shared>) {
     let mut window = Instant::now();
     let mut unexpected = 0;
     let reason = loop {
-        let message = match read_frame(&mut reader).await {
+        let message = match read_frame(&mut reader, limit).await {
             Ok(Some(message)) => message,
             Ok(None) => break "its channel ended".to_owned(),
             Err(FrameError::Io(error)) => break format!("read from its channel: {error}"),
@@ -343,19 +345,36 @@ async fn read_messages(mut reader: OwnedReadHalf, shared: Arc<Shared>) {
 }
 
 /// Reads one frame; `None` if the channel ended cleanly before it. Memory grows with what
-/// has arrived, not with what the length promises.
+/// has arrived, not with what the length promises, and a frame that was begun must be
+/// whole within `limit`: nobody waits for an agent that sends a byte a minute.
 async fn read_frame(
     reader: &mut (impl AsyncRead + Unpin),
+    limit: Duration,
 ) -> Result<Option<FromAgent>, FrameError> {
-    let mut header = [0; 4];
-    let mut filled = 0;
-    while filled < header.len() {
-        match reader.read(&mut header[filled..]).await.map_err(FrameError::Io)? {
-            0 if filled == 0 => return Ok(None),
-            0 => return Err(FrameError::Truncated),
-            count => filled += count,
+    let mut first = [0];
+    if reader.read(&mut first).await.map_err(FrameError::Io)? == 0 {
+        return Ok(None);
+    }
+    match timeout(limit, read_rest(reader, first[0])).await {
+        Ok(message) => message.map(Some),
+        Err(_) => {
+            let seconds = limit.as_secs();
+            let late = format!("a message was begun and not finished within {seconds} s");
+            Err(FrameError::Io(io::Error::new(io::ErrorKind::TimedOut, late)))
         }
     }
+}
+
+/// Reads what follows the first byte of a frame.
+async fn read_rest(
+    reader: &mut (impl AsyncRead + Unpin),
+    first: u8,
+) -> Result<FromAgent, FrameError> {
+    let mut header = [first, 0, 0, 0];
+    reader.read_exact(&mut header[1..]).await.map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => FrameError::Truncated,
+        _ => FrameError::Io(error),
+    })?;
     let length = frame::payload_length(header)?;
     if length > MAX_FRAME_BYTES {
         return Err(FrameError::TooLong { length });
@@ -365,7 +384,7 @@ async fn read_frame(
     if payload.len() < length {
         return Err(FrameError::Truncated);
     }
-    frame::decode(&payload).map(Some)
+    frame::decode(&payload)
 }
 
 /// The agent's words, inert and not endless.

@@ -1,12 +1,13 @@
 //! Agents that lie, drip, flood and fall silent.
 
 use caisson_agent_protocol::{ErrorKind, write_frame};
+use proptest::{collection::vec, prelude::*};
 use tokio::io::AsyncWriteExt;
 
 use super::*;
 
 const DEADLINES: Deadlines =
-    Deadlines { prepare: Duration::from_millis(300), call: Duration::from_millis(300) };
+    Deadlines { prepare: Duration::from_millis(900), call: Duration::from_millis(300) };
 
 fn frame(message: &FromAgent) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -202,4 +203,109 @@ async fn a_long_frame_within_the_protocols_limit_is_still_refused() {
     let length = u32::try_from(MAX_FRAME_BYTES + 1).unwrap();
     agent.write_all(&length.to_le_bytes()).await.unwrap();
     assert!(client.lost().await.contains("exceeds the limit"));
+}
+
+#[tokio::test]
+async fn a_message_that_is_begun_and_never_finished_loses_the_agent() {
+    let whole = frame(&exited("c"));
+    for begun in [1, 3, 4, whole.len() - 1] {
+        let (client, mut agent) = connected().await;
+        // Nobody has called anything: only the exit is waited for.
+        let wanted = client.expect_exit("c", None);
+        agent.write_all(&whole[..begun]).await.unwrap();
+        assert!(wanted.await.is_err());
+        assert!(client.lost().await.contains("begun and not finished"));
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_says_nothing_for_long_is_no_fault() {
+    let (client, mut agent) = connected().await;
+    let wanted = client.expect_exit("c", None);
+    tokio::time::sleep(DEADLINES.prepare * 2).await;
+    agent.write_all(&frame(&exited("c"))).await.unwrap();
+    assert_eq!(wanted.await.unwrap().status, ExitStatus::Exited(3));
+}
+
+/// Before its start, twice, and of another process: an exit is given to whoever waits for
+/// it, once, and calls go on.
+#[tokio::test]
+async fn exits_out_of_order_are_dropped() {
+    let (client, mut agent) = connected().await;
+    let exec = FromAgent::Event(Event::ProcessExited {
+        container: "c".into(),
+        exec: Some("e".into()),
+        status: ExitStatus::Signaled(9),
+        oom_killed: true,
+    });
+    // Nobody waits yet, and later nobody gets what was said too early.
+    agent.write_all(&[frame(&exited("c")), frame(&exec)].concat()).await.unwrap();
+    let answer = async {
+        let request = request(&mut agent).await;
+        agent.write_all(&frame(&reply(request.id, Ok(Outcome::Done)))).await.unwrap();
+        agent
+    };
+    let (result, mut agent) = tokio::join!(client.call(Call::Shutdown), answer);
+    assert_eq!(result.unwrap(), Outcome::Done);
+    let mut first = client.expect_exit("c", None);
+    let second = client.expect_exit("c", Some("e"));
+    assert!(first.try_recv().is_err(), "an exit from before it was expected");
+    agent.write_all(&[frame(&exec), frame(&exec)].concat()).await.unwrap();
+    let exit = second.await.unwrap();
+    assert_eq!((exit.status, exit.oom_killed), (ExitStatus::Signaled(9), true));
+    assert!(first.try_recv().is_err(), "the exit of another process");
+}
+
+/// What an agent may write: good messages, messages for nobody, and bytes.
+fn said() -> impl Strategy<Value = Vec<u8>> {
+    let outcome = prop_oneof![
+        Just(Ok(Outcome::Done)),
+        any::<u32>().prop_map(|pid| Ok(Outcome::Created { pid })),
+        vec(any::<u32>(), 0..20).prop_map(|pids| Ok(Outcome::Pids(pids))),
+        ".{0,40}".prop_map(|message| Err(AgentError { kind: ErrorKind::Internal, message })),
+    ];
+    prop_oneof![
+        4 => (0_u64..6, outcome).prop_map(|(id, result)| frame(&reply(id, result))),
+        2 => "[cd]".prop_map(|container| frame(&exited(&container))),
+        1 => Just(frame(&ready(PROTOCOL_VERSION))),
+        1 => vec(any::<u8>(), 0..40),
+        1 => (0_usize..30).prop_map(|kept| frame(&exited("c"))[..kept].to_vec()),
+        1 => any::<u32>().prop_map(|length| length.to_le_bytes().to_vec()),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn whatever_an_agent_writes_every_call_ends(said in vec(said(), 0..20), calls in 1_usize..5) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (client, mut agent) = connected().await;
+            let exit = client.expect_exit("c", None);
+            let calls: Vec<_> = (0..calls)
+                .map(|_| {
+                    let client = client.clone();
+                    tokio::spawn(async move { client.call(Call::Shutdown).await })
+                })
+                .collect();
+            for bytes in said {
+                // The client may have closed its end.
+                let _ = agent.write_all(&bytes).await;
+                tokio::task::yield_now().await;
+            }
+            drop(agent);
+            assert!(!client.lost().await.is_empty());
+            for call in calls {
+                match call.await.expect("a call does not panic") {
+                    Ok(_) | Err(CallError::Agent(_) | CallError::Lost { .. }) => {}
+                    Err(other) => panic!("{other:?}"),
+                }
+            }
+            if let Ok(exit) = exit.await {
+                assert_eq!(exit.status, ExitStatus::Exited(3));
+            }
+            assert!(client.shared.tables().pending.is_empty());
+        });
+    }
 }
