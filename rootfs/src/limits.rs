@@ -32,6 +32,10 @@ pub struct Limits {
     pub manifest_bytes: u64,
     /// An image configuration.
     pub config_bytes: u64,
+    /// Variables, arguments, labels, ports and volumes of a configuration, each.
+    pub config_entries: usize,
+    /// Bytes of one of them; no program can be given a longer one.
+    pub config_entry_bytes: usize,
     /// Indexes and manifests that are looked at while one archive is loaded.
     pub documents: usize,
     /// Indexes inside indexes.
@@ -65,6 +69,8 @@ impl Default for Limits {
             layers: 128,
             manifest_bytes: 4 * MIB,
             config_bytes: 8 * MIB,
+            config_entries: 4096,
+            config_entry_bytes: (128 * KIB) as usize,
             documents: 1024,
             index_depth: 3,
             images: 256,

@@ -3,6 +3,7 @@
 
 use serde::Deserialize;
 
+use super::config::check_config;
 use super::source::Source;
 use super::{LoadError, PlannedImage, PlannedLayer};
 use crate::digest::Digest;
@@ -55,6 +56,7 @@ pub(super) fn plan_image(
     let parsed = parse_config(&config)
         .map_err(|source| LoadError::Document { name: name.clone(), source })?;
     check_platform(&parsed)?;
+    check_config(&parsed, limits)?;
     let diff_ids = diff_ids(&parsed)?;
     let layers = item.layers.unwrap_or_default();
     pair_layers(layers.len(), diff_ids.len(), limits)?;

@@ -59,11 +59,14 @@ pub enum LoadError {
     #[error("the image has an invalid digest")]
     Digest(#[from] DigestError),
 
-    #[error("\"{}\" is no container image but {kind}", .name.escape_debug())]
+    #[error("\"{}\" is no container image but {}", .name.escape_debug(), .kind.escape_debug())]
     NotAnImage { name: String, kind: String },
 
     #[error("no image for linux/amd64; there are {}", .found.join(", "))]
     Platform { found: Vec<String> },
+
+    #[error("the configuration's {what} cannot be used: {problem}")]
+    Config { what: &'static str, problem: String },
 
     #[error("the image has {layers} layers but {diff_ids} diff ids")]
     LayerCount { layers: usize, diff_ids: usize },

@@ -5,6 +5,7 @@
 //! other. An image whose loading fails leaves nothing but layers that were complete: the
 //! next try finds them, or they are collected.
 
+mod config;
 mod docker;
 mod error;
 mod import;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::config::check_config;
 use super::docker::{check_platform, diff_ids, pair_layers};
 use super::source::Source;
 use super::{LoadError, PlannedImage, PlannedLayer};
@@ -148,6 +149,7 @@ impl<'s> Planner<'s> {
         let parsed = parse_config(&config)
             .map_err(|source| LoadError::Document { name: blob_name(&id), source })?;
         check_platform(&parsed)?;
+        check_config(&parsed, self.limits)?;
         let diff_ids = diff_ids(&parsed)?;
         pair_layers(manifest.layers.len(), diff_ids.len(), self.limits)?;
         let mut layers = Vec::new();

@@ -430,6 +430,59 @@ fn oversized_documents_are_refused() {
 }
 
 #[test]
+fn configurations_that_ask_for_too_much_are_refused() {
+    let many: Vec<String> = (0..5000).map(|n| format!("V{n}=x")).collect();
+    let labels: std::collections::BTreeMap<_, _> = many.iter().map(|name| (name, "")).collect();
+    let long = "x".repeat(200_000);
+    for (field, value) in [
+        ("Env", json!(many)),
+        ("Env", json!([long])),
+        ("Env", json!(["A=\0"])),
+        ("Cmd", json!(many)),
+        ("Entrypoint", json!(["sh\0"])),
+        ("Labels", json!(labels)),
+        ("WorkingDir", json!(long)),
+        ("User", json!("\0")),
+    ] {
+        let mut config = config(&[]);
+        config["config"][field] = value;
+        let mut layout = Layout::new();
+        let manifest = layout.image(&config, &[]);
+        layout.list(manifest, None);
+        let (_root, store) = store();
+        let error = layout.load(&store).unwrap_err();
+        assert!(matches!(error, LoadError::Config { .. }), "{field}: {error:?}");
+        assert!(error.to_string().contains(field), "{field}: {error}");
+        assert_empty(&store);
+    }
+}
+
+#[test]
+fn documents_nested_without_end_are_refused() {
+    let deep = "[".repeat(100_000);
+    for text in [deep.clone(), format!(r#"{{"config":{deep}"#), format!(r#"{{"x":{deep}"#)] {
+        for name in ["index.json", "manifest.json"] {
+            let tar = TarBuilder::new().file(name, text.as_bytes()).finish();
+            let error = load_bytes(&store().1, &tar).unwrap_err();
+            assert!(matches!(error, LoadError::Document { .. }), "{name}: {error:?}");
+        }
+        assert!(crate::manifest::parse_config(text.as_bytes()).is_err());
+    }
+}
+
+#[test]
+fn a_kind_that_is_no_image_is_named_inert() {
+    let mut layout = Layout::new();
+    let odd = layout.blob("application/\u{1b}[2J", b"data");
+    let config = layout.blob(OCI_CONFIG, config(&layers()[..1]).to_string().as_bytes());
+    let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [odd] });
+    let manifest = layout.blob(OCI_MANIFEST, manifest.to_string().as_bytes());
+    layout.list(manifest, None);
+    let error = layout.load(&store().1).unwrap_err().to_string();
+    assert!(error.contains("application/\\u{1b}[2J"), "{error:?}");
+}
+
+#[test]
 fn a_layer_beyond_the_caps_leaves_nothing() {
     let bomb = TarBuilder::new().file("zeros", &vec![0; 4 << 20]).finish();
     let layers = vec![bomb.clone()];

@@ -30,6 +30,14 @@ pub enum StoreError {
     )]
     NewerSchema { database: PathBuf, component: String, found: u32, known: u32 },
 
+    /// An empty one in its place would make garbage of all files.
+    #[error(
+        "{} is missing or empty, but {} holds what it described; put it back from a copy, or \
+         remove that directory and `blobs` beside it to begin anew",
+        .database.display(), .layers.display()
+    )]
+    DatabaseLost { database: PathBuf, layers: PathBuf },
+
     #[error("no such image: {}{}", .name.escape_debug(), suggestion(.near))]
     NotFound { name: String, near: Vec<String> },
 

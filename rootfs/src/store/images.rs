@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use caisson_failpoints::{pass, steps};
 use oci_spec::image::ImageConfiguration;
-use rusqlite::{OptionalExtension, Params, Transaction, TransactionBehavior};
+use rusqlite::{OptionalExtension, Params, Row, Transaction, TransactionBehavior};
 
 use super::{Store, StoreError, names};
 use crate::digest::Digest;
@@ -52,6 +52,17 @@ pub struct Removed {
     pub deleted: Vec<String>,
 }
 
+/// A column's text. One that holds something else must not keep others from being read:
+/// it is empty, which is no digest and no name.
+fn text(row: &Row<'_>, column: usize) -> rusqlite::Result<String> {
+    Ok(row.get_ref(column)?.as_str().unwrap_or_default().to_owned())
+}
+
+/// A column's number; 0 if it holds none.
+fn number(row: &Row<'_>, column: usize) -> rusqlite::Result<i64> {
+    Ok(row.get_ref(column)?.as_i64().unwrap_or_default())
+}
+
 /// How a name found its image.
 enum Found {
     ByName(Digest, Reference),
@@ -79,7 +90,10 @@ impl Store {
                 )
                 .map_err(&failed)?;
             let rows = statement
-                .query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?, r.get(4)?)))
+                .query_map([], |row| {
+                    let created = row.get_ref(2)?.as_str().ok().map(str::to_owned);
+                    Ok((text(row, 0)?, text(row, 1)?, created, number(row, 3)?, number(row, 4)?))
+                })
                 .map_err(&failed)?;
             rows.collect::<rusqlite::Result<_>>().map_err(&failed)?
         };
@@ -357,9 +371,9 @@ impl Store {
         parameters: impl Params,
     ) -> Result<Vec<String>, StoreError> {
         let connection = self.connection();
-        let rows = connection
-            .prepare(sql)
-            .and_then(|mut statement| statement.query_map(parameters, |row| row.get(0))?.collect());
+        let rows = connection.prepare(sql).and_then(|mut statement| {
+            statement.query_map(parameters, |row| text(row, 0))?.collect()
+        });
         rows.map_err(self.db_error(action))
     }
 }

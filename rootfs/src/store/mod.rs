@@ -20,6 +20,8 @@ mod lease;
 mod lock;
 mod names;
 mod schema;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
@@ -76,6 +78,7 @@ impl Store {
                 .create(&path)
                 .map_err(StoreError::io("create the directory", &path))?;
         }
+        refuse_lost_database(root)?;
         let mut connection = open_database(root)?;
         schema::migrate_images(&mut connection)?;
         let root = root.canonicalize().map_err(StoreError::io("resolve the directory", root))?;
@@ -124,6 +127,23 @@ impl Store {
 
     pub(crate) fn templates_dir(&self) -> PathBuf {
         self.root.join("templates")
+    }
+}
+
+/// Layers without a database are those of one that is gone: an empty one would have them
+/// deleted as garbage.
+fn refuse_lost_database(root: &Path) -> Result<(), StoreError> {
+    let database = schema::database_path(root);
+    let bytes = |path: &Path| fs::metadata(path).map_or(0, |found| found.len());
+    // To SQLite a single byte is an empty database, too.
+    if bytes(&database) > 1 || bytes(&database.with_extension("db-wal")) > 0 {
+        return Ok(());
+    }
+    let layers = root.join("layers");
+    let mut files = fs::read_dir(&layers).map_err(StoreError::io("list", &layers))?.flatten();
+    match files.any(|file| !file.file_name().as_encoded_bytes().starts_with(b".")) {
+        true => Err(StoreError::DatabaseLost { database, layers }),
+        false => Ok(()),
     }
 }
 

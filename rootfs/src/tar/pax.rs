@@ -4,6 +4,8 @@ use super::sparse::PaxSparse;
 use super::{TarError, Timestamp, Xattr};
 
 /// Extended attributes, as star, GNU tar and Docker write them.
+/// Of one file; the kernel's list of names ends at 64 KiB.
+const MAX_XATTRS: usize = 1024;
 const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
 const SPARSE_PREFIX: &[u8] = b"GNU.sparse.";
 
@@ -43,6 +45,10 @@ impl Pax {
             _ => {
                 if let Some(name) = key.strip_prefix(XATTR_PREFIX) {
                     if name.is_empty() || name.contains(&0) {
+                        return None;
+                    }
+                    // Each record looks through those before it.
+                    if self.xattrs.len() >= MAX_XATTRS {
                         return None;
                     }
                     self.xattrs.retain(|(known, _)| **known != *name);
@@ -161,6 +167,16 @@ mod tests {
         ] {
             assert!(Pax::parse(bad, 0).is_err(), "{:?}", String::from_utf8_lossy(bad));
         }
+    }
+
+    #[test]
+    fn attributes_are_counted() {
+        let records = |count: usize| -> Vec<u8> {
+            let record = |n| format!("27 SCHILY.xattr.user.{n:04}=\n").into_bytes();
+            (0..count).flat_map(record).collect()
+        };
+        assert_eq!(Pax::parse(&records(MAX_XATTRS), 0).unwrap().xattrs.len(), MAX_XATTRS);
+        assert!(Pax::parse(&records(MAX_XATTRS + 1), 0).is_err());
     }
 
     #[test]

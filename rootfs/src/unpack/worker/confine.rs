@@ -21,7 +21,7 @@ use crate::unpack::job::{Confinement, Job, Order};
 /// Three streams, the scratch file, and two directories at a time.
 const MAX_OPEN_FILES: u64 = 16;
 /// Far more than the largest layer takes.
-const MAX_CPU_SECONDS: u64 = 2 * 3600;
+const MAX_CPU_SECONDS: u64 = 3600;
 /// Beside what is held for the data: program, stack, buffers.
 const BASE_BYTES: u64 = 256 << 20;
 
