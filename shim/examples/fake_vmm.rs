@@ -2,7 +2,8 @@
 //! files, and serves a fake agent that runs the container's process on the host.
 //!
 //! The VM's id says how it behaves: `silent…` never gets ready, `panic…` crashes with
-//! words on the console, `refuse…` exits before anything.
+//! words on the console, `refuse…` exits before anything, `hungry…` takes more memory than
+//! any VM may once its guest is asked for a stream.
 
 #[path = "../tests/support/fake_agent.rs"]
 #[allow(dead_code, unreachable_pub, reason = "tests use more of it")]
@@ -54,7 +55,8 @@ fn main() {
             end(&ended, EndReason::Reset, &["main", "agent_ready"]);
         });
     }
-    thread::spawn(move || bridge(listener, streams));
+    let appetite = config.id.starts_with("hungry").then_some(config.memory_mib as usize * 4);
+    thread::spawn(move || bridge(listener, streams, appetite));
     for line in BufReader::new(control).lines() {
         let Ok(line) = line else { break };
         match serde_json::from_str(&line).unwrap() {
@@ -91,8 +93,17 @@ fn send(control: &Mutex<UnixStream>, event: &ControlEvent) {
 }
 
 /// As the vmm's vsock: `CONNECT <port>\n`, then the port's bytes.
-fn bridge(listener: UnixListener, streams: Streams) {
+fn bridge(listener: UnixListener, streams: Streams, appetite_mib: Option<usize>) {
     for connection in listener.incoming() {
+        if let Some(mib) = appetite_mib {
+            // With something in every page, or it takes nothing.
+            thread::spawn(move || {
+                thread::sleep(std::time::Duration::from_millis(500));
+                let mut memory: Vec<Vec<u8>> = Vec::new();
+                memory.extend((0..mib).map(|_| vec![1; 1 << 20]));
+                std::hint::black_box(memory);
+            });
+        }
         let (mut connection, streams) = (connection.unwrap(), streams.clone());
         thread::spawn(move || {
             let mut line = Vec::new();

@@ -5,8 +5,8 @@ use std::io;
 use caisson_agent_protocol::{AgentError, message};
 
 use crate::{
-    agent_client::CallError, kind::ErrorKind, plan::PlanError, rootfs::RootfsError,
-    sandbox::LaunchError, stdio::StdioError,
+    agent_client::CallError, cgroup::CgroupError, kind::ErrorKind, plan::PlanError,
+    rootfs::RootfsError, sandbox::LaunchError, stdio::StdioError,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +39,8 @@ pub enum Error {
     #[error("{action} {id:?}: {reason}")]
     SandboxLost { action: &'static str, id: String, reason: String },
     #[error("{action}")]
+    Cgroup { action: &'static str, source: CgroupError },
+    #[error("{action}")]
     Io { action: &'static str, source: io::Error },
 }
 
@@ -63,6 +65,7 @@ impl Error {
                 }
             }
             Self::Launch(error) => error.kind,
+            Self::Cgroup { .. } => ErrorKind::Internal,
             Self::Agent { source: CallError::Agent(error), .. } => of_agent(error),
             Self::Agent { source: CallError::Request(_), .. } => ErrorKind::InvalidArgument,
             Self::Agent { .. } | Self::SandboxLost { .. } => ErrorKind::SandboxLost,

@@ -21,7 +21,8 @@ pub struct Exit {
     pub code: u8,
     /// Nanoseconds since 1970.
     pub at_unix_nanos: u64,
-    /// The guest's OOM killer ended a process of the container.
+    /// An OOM killer ended the container: the guest's one of its processes, or, with a reason,
+    /// the host's the whole VM.
     #[serde(default)]
     pub oom_killed: bool,
     /// Why, when it was not the process's own doing.

@@ -2,6 +2,7 @@
 
 pub mod agent_client;
 pub mod assets;
+pub mod cgroup;
 pub mod client;
 pub mod container;
 pub mod containerd;

@@ -160,5 +160,5 @@ pub async fn exit_of(mut told: oneshot::Receiver<AgentExit>, sandbox: &dyn Sandb
 /// How a process of a VM that has ended, ended.
 pub async fn lost(sandbox: &dyn Sandbox) -> Exit {
     let end = sandbox.ended().await;
-    Exit { reason: Some(end.reason), ..Exit::now(LOST_CODE) }
+    Exit { reason: Some(end.reason), oom_killed: end.oom_killed, ..Exit::now(LOST_CODE) }
 }

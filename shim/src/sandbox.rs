@@ -9,7 +9,12 @@ use async_trait::async_trait;
 use caisson_vmm::config::RateLimit;
 use tokio::{net::UnixStream, sync::watch};
 
-use crate::{agent_client::AgentClient, kind::ErrorKind, rootfs::Rootfs};
+use crate::{
+    agent_client::AgentClient,
+    cgroup::{CgroupError, CgroupPlan, CpuLimits},
+    kind::ErrorKind,
+    rootfs::Rootfs,
+};
 
 /// Starts sandboxes.
 #[async_trait]
@@ -33,6 +38,9 @@ pub trait Sandbox: Send + Sync + 'static {
 
     /// A stream to a port on which the agent listens.
     async fn connect(&self, port: u32) -> io::Result<UnixStream>;
+
+    /// Changes what CPU time of the host the VM may take, where the host limits it.
+    fn limit_cpu(&self, limits: &CpuLimits) -> Result<(), CgroupError>;
 
     /// Ends the VM at once, for this reason. The first reason counts.
     fn kill(&self, reason: &str);
@@ -68,6 +76,10 @@ pub struct SandboxSpec {
     /// Sockets, the journal and the console's log go here.
     pub bundle: PathBuf,
     pub size: VmSize,
+    /// What the VM may take of the host.
+    pub cgroup: CgroupPlan,
+    /// How likely the host's OOM killer is to choose it, -1000 to 1000.
+    pub oom_score_adj: i32,
     /// The images of its block devices, open.
     pub rootfs: Rootfs,
 }
@@ -84,6 +96,8 @@ pub struct VmSize {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct End {
     pub reason: String,
+    /// The host's OOM killer ended it.
+    pub oom_killed: bool,
 }
 
 /// A VM that did not come to serve.

@@ -120,6 +120,44 @@ fn a_killed_vmm_ends_the_container() {
 }
 
 #[test]
+fn a_vm_that_takes_too_much_of_the_host_is_ended_and_told_apart() {
+    let Some(host) = Host::new() else { return };
+    let memory = host.cgroups("hungry").into_iter().find(|leaf| {
+        let names = leaf.to_string_lossy().into_owned();
+        names.contains("/memory/") || leaf.ancestors().any(|a| a.join("memory.stat").exists())
+    });
+    if memory.is_none() || fs::metadata("/proc/self/oom_score_adj").is_err() {
+        eprintln!("SKIP: this host has no memory controller of cgroups");
+        return;
+    }
+    let client = host.spawn("hungry", "sleep 100");
+    let config = host.path("hungry").join("config.json");
+    let mut spec: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    // On the host 64 MiB more, and some page tables.
+    spec["annotations"] = serde_json::json!({ "io.caisson.memory-mib": "64" });
+    spec["process"]["oomScoreAdj"] = 77.into();
+    fs::write(&config, spec.to_string()).unwrap();
+    let vmm = client.create(&host.create_spec("hungry")).unwrap();
+    let score = fs::read_to_string(format!("/proc/{vmm}/oom_score_adj")).unwrap();
+    assert_eq!(score.trim(), "77");
+    for leaf in host.cgroups("hungry") {
+        let pids = fs::read_to_string(leaf.join("cgroup.procs")).unwrap();
+        assert!(pids.lines().any(|pid| pid == vmm.to_string()), "{}: {pids}", leaf.display());
+        let (shim, _) = client.host_pids().unwrap();
+        assert!(!pids.lines().any(|pid| pid == shim.to_string()), "the shim is outside");
+    }
+    client.start(None).unwrap();
+    let exit = client.wait(None).unwrap();
+    assert_eq!((exit.code, exit.oom_killed), (137, true), "{exit:?}");
+    let reason = exit.reason.clone().unwrap();
+    assert!(reason.contains("went over its host memory limit of 128 MiB"), "{reason}");
+    assert_eq!(Exit::load(&host.path("hungry")).unwrap(), Some(exit));
+    client.delete(None).unwrap();
+    client.shutdown(false).unwrap();
+    assert_eq!(host.leftovers("hungry"), Vec::<String>::new());
+}
+
+#[test]
 fn a_killed_shim_takes_its_vmm_along_and_the_reaper_the_rest() {
     let Some(host) = Host::new() else { return };
     let client = host.spawn("reaped", "sleep 100");

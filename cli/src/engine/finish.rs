@@ -117,6 +117,14 @@ impl Engine {
     pub(super) fn remove_bundle(&self, container: &Container) -> Result<(), EngineError> {
         let directory = self.globals.bundle_dir(&container.id);
         hit(&steps::CLI_FINISH_BUNDLE).map_err(io_error("remove", &directory))?;
+        // What a shim has left that was killed: its journal is in the bundle.
+        if let Err(error) = caisson_shim::vm::reap(&directory) {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "reap the VM of {}",
+                container.id
+            );
+        }
         Ok(bundle::remove(&directory)?)
     }
 }

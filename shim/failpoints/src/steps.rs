@@ -83,6 +83,8 @@ steps! {
     SHIM_VM_JOURNAL_WRITE = "shim.vm.journal_write", Fails;
     SHIM_VM_JOURNAL_RENAME = "shim.vm.journal_rename", Fails;
     SHIM_VM_LISTEN = "shim.vm.listen", Fails;
+    /// The cgroup is made; its limits and the vmm come.
+    SHIM_VM_CGROUP = "shim.vm.cgroup", Fails;
     SHIM_VM_CONFIG = "shim.vm.config", Fails;
     SHIM_VM_SPAWN = "shim.vm.spawn", Fails;
     /// The vmm runs; the journal does not name it yet.

@@ -46,7 +46,10 @@ impl Container {
         let resources: Resources = plan::update(json, self.vcpus)?;
         self.require_running("update")?;
         let call = Call::Update { container: self.id.clone(), resources };
-        self.done("update", None, call).await
+        self.done("update", None, call).await?;
+        // The guest limits the container, the host its VM.
+        let limited = plan::cpu_limits(json)?.map(|limits| self.sandbox.limit_cpu(&limits));
+        limited.transpose().map(drop).map_err(|source| Error::Cgroup { action: "update", source })
     }
 
     pub async fn pause(&self) -> Result<(), Error> {

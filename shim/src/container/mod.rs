@@ -35,6 +35,7 @@ use tokio::time::timeout;
 
 use crate::{
     agent_client::CallError,
+    cgroup::CgroupPlan,
     client::RootfsMount,
     error::Error,
     events::{self, EventSink},
@@ -95,6 +96,7 @@ impl Container {
         let surroundings =
             plan::Surroundings { ports, terminal: stdio.terminal, vcpus: size.vcpus };
         let mut plan: ContainerPlan = plan::container(&id, &spec, surroundings)?;
+        let cgroup = CgroupPlan::of(&id, &bundle, &spec, &size)?;
         let seccomp = plan.process.seccomp.clone();
         let rootfs = tokio::select! {
             opened = source.open(&id, &bundle, rootfs) => opened?,
@@ -102,7 +104,10 @@ impl Container {
         };
         plan.rootfs = rootfs.plan(plan.rootfs.readonly);
 
-        let spec = SandboxSpec { id: id.clone(), bundle: bundle.clone(), size, rootfs };
+        let oom_score_adj = plan.process.oom_score_adj.unwrap_or(0);
+        let bundle_dir = bundle.clone();
+        let spec =
+            SandboxSpec { id: id.clone(), bundle: bundle_dir, size, cgroup, oom_score_adj, rootfs };
         let sandbox = launcher.launch(spec, cancelled.clone()).await?;
         stages::stamp("shim", "agent_ready");
 

@@ -28,7 +28,7 @@ use oci_spec::runtime::Spec;
 
 pub use annotations::Annotations;
 pub use process::exec;
-pub use resources::update;
+pub use resources::{cpu_limits, update};
 pub use size::{HostSize, vm_size};
 
 /// The largest `config.json` that is read; engines write some tens of KiB.

@@ -6,6 +6,7 @@ use caisson_agent_protocol::plan::Resources;
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
 use super::{PlanError, devices, invalid, unsupported};
+use crate::cgroup::CpuLimits;
 
 const DEFAULT_PERIOD_USEC: u64 = 100_000;
 
@@ -35,8 +36,7 @@ pub(super) fn create(limits: &LinuxResources, vcpus: u8) -> Result<Resources, Pl
 /// New limits for a running container; `json` is the runtime-spec's `LinuxResources`. A
 /// limit of -1 is lifted, one that is absent stays.
 pub fn update(json: &[u8], vcpus: u8) -> Result<Resources, PlanError> {
-    let limits: LinuxResources = serde_json::from_slice(json)
-        .map_err(|source| PlanError::Parse { what: "the update's resources".to_owned(), source })?;
+    let limits = parse(json)?;
     let mut resources = create(&limits, vcpus)?;
     // What the guest's kernel reads as "max".
     let lifted = Some(u64::MAX);
@@ -49,6 +49,17 @@ pub fn update(json: &[u8], vcpus: u8) -> Result<Resources, PlanError> {
     // The device list of a running container does not change.
     resources.devices.clear();
     Ok(resources)
+}
+
+/// The CPU limits of an update that has been checked, if it has any.
+pub fn cpu_limits(json: &[u8]) -> Result<Option<CpuLimits>, PlanError> {
+    let limits: LinuxResources = parse(json)?;
+    Ok(limits.cpu().as_ref().map(CpuLimits::of))
+}
+
+fn parse(json: &[u8]) -> Result<LinuxResources, PlanError> {
+    serde_json::from_slice(json)
+        .map_err(|source| PlanError::Parse { what: "the update's resources".to_owned(), source })
 }
 
 fn apply_cpu(cpu: &LinuxCpu, vcpus: u8, resources: &mut Resources) -> Result<(), PlanError> {
@@ -198,25 +209,11 @@ fn unified(limits: &LinuxResources) -> Result<BTreeMap<String, String>, PlanErro
     Ok(unified)
 }
 
-/// Its throttles are of host devices by number; the VM's disks are files.
-const BLOCK_IO: &str = "names block devices of the host, which a microVM has none of; the \
-                        annotations io.caisson.disk-bandwidth and io.caisson.disk-iops limit its \
-                        disks";
-
 fn refuse_what_a_vm_lacks(limits: &LinuxResources) -> Result<(), PlanError> {
+    // The other block I/O limits are kept on the host, by the VM's cgroup.
     let block = limits.block_io().as_ref();
-    let throttled = block.is_some_and(|block| {
-        block.weight().is_some_and(|weight| weight > 0)
-            || block.weight_device().iter().flatten().next().is_some()
-            || [
-                block.throttle_read_bps_device(),
-                block.throttle_write_bps_device(),
-                block.throttle_read_iops_device(),
-                block.throttle_write_iops_device(),
-            ]
-            .into_iter()
-            .any(|devices| devices.iter().flatten().next().is_some())
-    });
+    let weighted =
+        block.is_some_and(|block| block.weight_device().iter().flatten().next().is_some());
     // Kubernetes writes limits of 0 for page sizes that a pod does not use.
     let huge = limits.hugepage_limits().iter().flatten().any(|limit| limit.limit() > 0);
     let class = limits.network().as_ref().is_some_and(|network| {
@@ -225,7 +222,7 @@ fn refuse_what_a_vm_lacks(limits: &LinuxResources) -> Result<(), PlanError> {
     });
     let rdma = limits.rdma().iter().flatten().next().is_some();
     let refusals = [
-        (throttled, "blockIO", BLOCK_IO),
+        (weighted, "blockIO.weightDevice", "weights by device are not supported"),
         (huge, "hugepageLimits", "huge pages are not supported"),
         (class, "network", "network classes and priorities have no cgroup v2 controller"),
         (rdma, "rdma", "a microVM has no RDMA devices"),

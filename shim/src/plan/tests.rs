@@ -413,11 +413,10 @@ fn what_a_microvm_cannot_do_is_refused_not_ignored() {
         ),
         ("/linux/intelRdt", json!({}), "intelRdt"),
         ("/process/scheduler", json!({ "policy": "SCHED_FIFO" }), "scheduler"),
-        ("/linux/resources", json!({ "blockIO": { "weight": 10 } }), "blockIO"),
         (
             "/linux/resources",
-            json!({ "blockIO": { "throttleReadBpsDevice": throttle } }),
-            "blockIO",
+            json!({ "blockIO": { "weightDevice": [{ "major": 8, "minor": 0, "weight": 10 }] } }),
+            "blockIO.weightDevice",
         ),
         (
             "/linux/resources",
@@ -444,6 +443,9 @@ fn what_a_microvm_cannot_do_is_refused_not_ignored() {
     for (pointer, value) in [
         ("/hooks", json!({ "prestart": [] })),
         ("/linux/resources", json!({ "blockIO": { "weight": 0 } })),
+        // And what the host keeps.
+        ("/linux/resources", json!({ "blockIO": { "weight": 10 } })),
+        ("/linux/resources", json!({ "blockIO": { "throttleReadBpsDevice": throttle } })),
         ("/linux/resources", json!({ "hugepageLimits": [{ "pageSize": "2MB", "limit": 0 }] })),
         (
             "/linux/devices",

@@ -11,6 +11,8 @@ use std::{
 use caisson_failpoints::{hit, steps};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::{self, Place};
+
 pub(super) const JOURNAL: &str = "sandbox.json";
 pub(super) const VSOCK_SOCKET: &str = "vsock.sock";
 
@@ -28,6 +30,9 @@ pub(super) struct Journal {
     version: u32,
     pub(super) id: String,
     pub(super) uid: Option<u32>,
+    /// The directories of its cgroup.
+    #[serde(default)]
+    pub(super) cgroup: Place,
     /// `None` until it is started: then the end of the control socket ends it.
     pub(super) vmm: Option<VmmProcess>,
 }
@@ -50,7 +55,7 @@ pub struct ReapError {
 
 impl Journal {
     pub(super) fn new(id: &str, uid: Option<u32>) -> Self {
-        Self { version: VERSION, id: id.to_owned(), uid, vmm: None }
+        Self { version: VERSION, id: id.to_owned(), uid, cgroup: Place::default(), vmm: None }
     }
 
     /// Replaces the journal in `bundle`, whole or not at all.
@@ -165,8 +170,11 @@ pub fn reap(bundle: &Path) -> Result<(), ReapError> {
         move |source| ReapError { action, path, source }
     };
     let journal = Journal::load(bundle).map_err(failed("read"))?;
-    if let Some(vmm) = journal.and_then(|journal| journal.vmm) {
-        vmm.kill().map_err(failed("end the vmm that stands in"))?;
+    if let Some(journal) = journal {
+        if let Some(vmm) = journal.vmm {
+            vmm.kill().map_err(failed("end the vmm that stands in"))?;
+        }
+        cgroup::remove(&journal.cgroup);
     }
     remove_files(bundle);
     Ok(())

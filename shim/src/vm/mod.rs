@@ -6,7 +6,7 @@
 //!     └─ waits for the agent, or the end, or the deadline
 //! ```
 //!
-//! The supervise task owns the process, the user id, the sockets and the journal; they
+//! The supervise task owns the process, its cgroup, user id, sockets and the journal; they
 //! are freed in one place, whatever the reason.
 
 mod boot;
@@ -38,6 +38,7 @@ use tokio::{
 use crate::{
     agent_client::AgentClient,
     assets::Assets,
+    cgroup::{self, Cgroup, CgroupError, CpuLimits},
     kind::ErrorKind,
     sandbox::{Cancelled, End, LaunchError, Launcher, Sandbox, SandboxSpec},
     stages, unix_path,
@@ -68,6 +69,7 @@ struct VmSandbox {
     pid: u32,
     bundle: PathBuf,
     vm: Arc<Watched>,
+    cgroup: Arc<Cgroup>,
 }
 
 #[async_trait]
@@ -79,6 +81,7 @@ impl Launcher for VmLauncher {
     ) -> Result<Arc<dyn Sandbox>, LaunchError> {
         let parts = spawn::Parts::open(&self.assets)?;
         let (spawned, owned) = self.start(&parts, &spec)?;
+        let cgroup = owned.cgroup.clone();
         let pid = spawned.child.id();
         stages::stamp("shim", "vmm_spawned");
 
@@ -99,11 +102,13 @@ impl Launcher for VmLauncher {
             Ok::<_, io::Error>(agent)
         })();
         let agent = started.map_err(failed("watch the vmm"))?;
-        match boot::await_agent(agent, &vm, cancelled).await {
-            Ok(agent) => {
-                pass(&steps::SHIM_VM_AGENT_READY);
-                Ok(Arc::new(VmSandbox { agent, pid, bundle: spec.bundle, vm }))
-            }
+        let booted = boot::await_agent(agent, &vm, cancelled).await.and_then(|agent| {
+            pass(&steps::SHIM_VM_AGENT_READY);
+            cgroup.limit_cpu(spec.cgroup.cpu()).map_err(no_cgroup)?;
+            Ok(agent)
+        });
+        match booted {
+            Ok(agent) => Ok(Arc::new(VmSandbox { agent, pid, bundle: spec.bundle, vm, cgroup })),
             Err(error) => {
                 vm.kill("it did not boot");
                 vm.ended().await;
@@ -128,13 +133,22 @@ impl VmLauncher {
             None
         };
         let mut journal = Journal::new(&spec.id, lease.as_ref().map(|lease| lease.uid));
+        let host = cgroup::Host::detect().map_err(failed("look for cgroups"))?;
+        journal.cgroup = spec.cgroup.place(&host);
         // Dropped on every error from here on, it removes what is there by then.
-        let owned = Owned::new(spec.bundle.clone(), lease);
+        let mut owned = Owned::new(spec.bundle.clone(), lease, journal.cgroup.clone());
         journal.save(&spec.bundle).map_err(failed("write the VM's journal"))?;
         let listener = listen(&spec.bundle).map_err(failed("listen for the VM's streams"))?;
+        let made = Cgroup::create(&host, &spec.cgroup, &journal.cgroup);
+        let entrances = made.and_then(|cgroup| {
+            owned.cgroup = Arc::new(cgroup);
+            owned.cgroup.entrances()
+        });
+        let entrances = entrances.map_err(no_cgroup)?;
+        hit(&steps::SHIM_VM_CGROUP).map_err(failed("make the VM's cgroup"))?;
         let uid = journal.uid;
-        let mut spawned =
-            spawn::spawn(parts, spec, &listener, uid).map_err(failed("start the vmm"))?;
+        let mut spawned = spawn::spawn(parts, spec, &listener, uid, entrances)
+            .map_err(failed("start the vmm"))?;
         let noted = hit(&steps::SHIM_VM_SPAWNED).and_then(|()| VmmProcess::of(spawned.child.id()));
         let noted = noted.and_then(|vmm| {
             journal.vmm = Some(vmm);
@@ -157,6 +171,16 @@ fn listen(bundle: &Path) -> io::Result<StdUnixListener> {
 fn is_root() -> bool {
     // SAFETY: takes nothing and cannot fail.
     unsafe { libc::geteuid() == 0 }
+}
+
+fn no_cgroup(source: CgroupError) -> LaunchError {
+    let kind = match &source {
+        CgroupError::NoController { .. } | CgroupError::NoFile { .. } => ErrorKind::Unsupported,
+        CgroupError::InUse { .. } => ErrorKind::FailedPrecondition,
+        _ => ErrorKind::BootFailed,
+    };
+    let message = "limit what the VM may take of the host".to_owned();
+    LaunchError { kind, message, source: Some(Box::new(source)) }
 }
 
 fn failed(action: &'static str) -> impl FnOnce(io::Error) -> LaunchError {
@@ -186,6 +210,10 @@ impl Sandbox for VmSandbox {
             Ok(connected) => connected,
             Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the guest does not accept it")),
         }
+    }
+
+    fn limit_cpu(&self, limits: &CpuLimits) -> Result<(), CgroupError> {
+        self.cgroup.limit_cpu(limits)
     }
 
     fn kill(&self, reason: &str) {

@@ -95,13 +95,14 @@ fn open_kvm() -> Result<File, LaunchError> {
     })
 }
 
-/// Starts the vmm. `uid` is who it becomes; without one (the shim is not root) it stays
-/// who the shim is.
+/// Starts the vmm, inside the cgroups behind `entrances`. `uid` is who it becomes; without one
+/// (the shim is not root) it stays who the shim is.
 pub(super) fn spawn(
     parts: &Parts,
     spec: &SandboxSpec,
     listener: &UnixListener,
     uid: Option<u32>,
+    entrances: Vec<File>,
 ) -> io::Result<Spawned> {
     let (control, vmm_control) = UnixStream::pair()?;
     let (agent, vmm_agent) = UnixStream::pair()?;
@@ -155,10 +156,15 @@ pub(super) fn spawn(
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(vmm_stderr);
+    let score = spec.oom_score_adj.to_string();
     // SAFETY: between fork and exec the closure only makes calls that are async-signal-safe
     // and touches memory that was allocated before.
     unsafe {
         command.pre_exec(move || {
+            for entrance in &entrances {
+                write_all(entrance.as_raw_fd(), b"0")?;
+            }
+            set_oom_score_adj(&score)?;
             // Also what the shim itself inherited by somebody's mistake.
             let (first, last) = (libc::STDERR_FILENO + 1, libc::c_uint::MAX);
             let flags = libc::CLOSE_RANGE_CLOEXEC as libc::c_int;
@@ -179,6 +185,30 @@ pub(super) fn spawn(
         None => command.spawn()?,
     };
     Ok(Spawned { child, control, agent, console, stderr })
+}
+
+/// The shim may be one of the last that the kernel would choose; its VM is not. Between fork
+/// and exec.
+fn set_oom_score_adj(score: &str) -> io::Result<()> {
+    // SAFETY: opens a file by a constant path; the descriptor is closed by exec.
+    let file = unsafe {
+        libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC)
+    };
+    if file < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    match write_all(file, score.as_bytes()) {
+        // Only root may become less likely.
+        Err(error) if error.raw_os_error() == Some(libc::EACCES) => Ok(()),
+        written => written,
+    }
+}
+
+/// In one call, as the kernel's own files want it. Between fork and exec.
+fn write_all(file: RawFd, bytes: &[u8]) -> io::Result<()> {
+    // SAFETY: the bytes outlive the call and are as many as said.
+    let written = unsafe { libc::write(file, bytes.as_ptr().cast(), bytes.len()) };
+    if written == bytes.len() as isize { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The files that a config names.

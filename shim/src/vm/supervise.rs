@@ -20,7 +20,11 @@ use super::{
     lease::UidLease,
     monitor::{Monitor, MonitorError},
 };
-use crate::{sandbox::End, stages};
+use crate::{
+    cgroup::{self, Cgroup, OomKill, Place},
+    sandbox::End,
+    stages,
+};
 
 /// How long a vmm may take to end itself when it is told to.
 const STOP_GRACE: Duration = Duration::from_millis(500);
@@ -32,16 +36,21 @@ const PIPE_GRACE: Duration = Duration::from_millis(500);
 pub(super) struct Owned {
     bundle: PathBuf,
     _lease: Option<UidLease>,
+    place: Place,
+    /// What of the place was made.
+    pub(super) cgroup: Arc<Cgroup>,
 }
 
 impl Owned {
-    pub(super) fn new(bundle: PathBuf, lease: Option<UidLease>) -> Self {
-        Self { bundle, _lease: lease }
+    pub(super) fn new(bundle: PathBuf, lease: Option<UidLease>, place: Place) -> Self {
+        Self { bundle, _lease: lease, place, cgroup: Arc::default() }
     }
 }
 
 impl Drop for Owned {
     fn drop(&mut self) {
+        // The journal last: it tells of the rest.
+        cgroup::remove(&self.place);
         journal::remove_files(&self.bundle);
     }
 }
@@ -126,8 +135,10 @@ pub(super) fn start(
             }
         })
         .await;
+        let oom = owned.cgroup.oom_kill().filter(|_| was_killed(&status));
         drop(owned);
-        let end = End { reason: describe(reason, status, &vm) };
+        let oom_killed = oom.is_some() && matches!(reason, Reason::Silent);
+        let end = End { reason: describe(reason, status, oom, &vm), oom_killed };
         log::info!("the VM has ended: {}", end.reason);
         vm.end.send_replace(Some(end));
     });
@@ -191,6 +202,10 @@ async fn run(monitor: &mut Monitor, pidfd: &AsyncFd<OwnedFd>, vm: &Watched) -> R
                 monitor.ask(ControlRequest::Report).await;
             }
             _ = pidfd.readable() => {
+                // Its last word may still be in the socket, which has ended behind it.
+                if said.is_none() && connected {
+                    said = timeout(STOP_GRACE, last_word(monitor, vm)).await.ok().flatten();
+                }
                 return said.map_or(Reason::Silent, Reason::Said);
             }
             reason = vm.killed() => {
@@ -205,17 +220,23 @@ async fn run(monitor: &mut Monitor, pidfd: &AsyncFd<OwnedFd>, vm: &Watched) -> R
 /// the rest.
 async fn stop(monitor: &mut Monitor, pidfd: &AsyncFd<OwnedFd>, vm: &Watched) {
     monitor.ask(ControlRequest::Stop).await;
-    let last_words = async {
-        while let Ok(event) = monitor.next().await {
-            if let ControlEvent::Ended { report, .. } = event {
-                record(&report);
-                vm.report.send_replace(Some(report));
-                break;
-            }
-        }
+    let ended = async {
+        last_word(monitor, vm).await;
         let _ = pidfd.readable().await;
     };
-    let _ = timeout(STOP_GRACE, last_words).await;
+    let _ = timeout(STOP_GRACE, ended).await;
+}
+
+/// Reads on until the vmm says why it ends, or the socket does.
+async fn last_word(monitor: &mut Monitor, vm: &Watched) -> Option<EndReason> {
+    while let Ok(event) = monitor.next().await {
+        if let ControlEvent::Ended { reason, report } = event {
+            record(&report);
+            vm.report.send_replace(Some(report));
+            return Some(reason);
+        }
+    }
+    None
 }
 
 /// The host's part in the jail, for those who look after the host.
@@ -233,7 +254,16 @@ fn record(report: &Report) {
     stages::append(&serde_json::json!({ "process": "vmm", "report": report }));
 }
 
-fn describe(reason: Reason, status: io::Result<ExitStatus>, vm: &Watched) -> String {
+fn was_killed(status: &io::Result<ExitStatus>) -> bool {
+    status.as_ref().is_ok_and(|status| status.signal() == Some(libc::SIGKILL))
+}
+
+fn describe(
+    reason: Reason,
+    status: io::Result<ExitStatus>,
+    oom: Option<OomKill>,
+    vm: &Watched,
+) -> String {
     let said = match reason {
         Reason::Killed(reason) => return reason,
         Reason::Said(EndReason::Stopped) => "the VM was stopped".to_owned(),
@@ -243,9 +273,22 @@ fn describe(reason: Reason, status: io::Result<ExitStatus>, vm: &Watched) -> Str
         Reason::Said(EndReason::Failed { message }) => {
             format!("the vmm has failed: {}", crate::text::inert(message.as_bytes()))
         }
-        Reason::Silent => describe_status(status),
+        Reason::Silent => oom.map_or_else(|| describe_status(status), describe_oom),
     };
     with_tails(said, vm)
+}
+
+/// Not the guest's OOM killer, which ends a process in it and not the VM.
+fn describe_oom(oom: OomKill) -> String {
+    match oom {
+        OomKill::OwnLimit { limit_bytes } => format!(
+            "the vmm was ended by the host's OOM killer: the VM went over its host memory limit of {} MiB",
+            limit_bytes >> 20
+        ),
+        OomKill::Host => {
+            "the vmm was ended by the host's OOM killer: the host has run out of memory".to_owned()
+        }
+    }
 }
 
 fn describe_status(status: io::Result<ExitStatus>) -> String {
@@ -253,9 +296,7 @@ fn describe_status(status: io::Result<ExitStatus>) -> String {
         Ok((Some(libc::SIGSYS), _)) => {
             "the vmm was ended for a forbidden system call (SIGSYS)".to_owned()
         }
-        Ok((Some(libc::SIGKILL), _)) => {
-            "the vmm was ended by SIGKILL, from outside or for want of memory".to_owned()
-        }
+        Ok((Some(libc::SIGKILL), _)) => "the vmm was ended by SIGKILL from outside".to_owned(),
         Ok((Some(signal), _)) => format!("the vmm was ended by signal {signal}"),
         Ok((None, Some(code))) => format!("the vmm exited with code {code}"),
         Ok((None, None)) | Err(_) => "the vmm is gone".to_owned(),

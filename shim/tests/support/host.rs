@@ -9,7 +9,9 @@ use std::{
 
 use caisson_shim::{
     assets::Assets,
+    cgroup::{self, CgroupPlan},
     client::{CreateSpec, RootfsMount, ShimClient, SpawnSpec, Stdio},
+    sandbox::VmSize,
 };
 
 /// The real shim; what bears its usual name is a script that sets its environment.
@@ -135,7 +137,17 @@ impl Host {
         let mut left = names(&self.path(id));
         left.retain(|name| !expected.contains(&name.as_str()));
         left.extend(names(&self.path("shims")).into_iter().filter(|name| name.contains(id)));
+        let cgroups = self.cgroups(id).into_iter().filter(|leaf| leaf.exists());
+        left.extend(cgroups.map(|leaf| leaf.display().to_string()));
         left
+    }
+
+    /// Where the cgroup of a container's VM is, in each hierarchy of this host.
+    pub fn cgroups(&self, id: &str) -> Vec<PathBuf> {
+        let spec = serde_json::from_str("{\"ociVersion\":\"1.1.0\"}").unwrap();
+        let size = VmSize { vcpus: 1, memory_mib: 64, disk_limit: Default::default() };
+        let plan = CgroupPlan::of(id, &self.path(id), &spec, &size).unwrap();
+        plan.place(&cgroup::Host::detect().unwrap()).leaves().to_vec()
     }
 
     /// Shims and vmms of this host that run.

@@ -15,6 +15,7 @@ use std::{
 use async_trait::async_trait;
 use caisson_shim::{
     agent_client::{AgentClient, Deadlines},
+    cgroup::{CgroupError, CpuLimits},
     client::RootfsMount,
     container::CreateRequest,
     events::{BoxedEvent, EventSink},
@@ -113,6 +114,10 @@ impl Sandbox for FakeSandbox {
         UnixStream::from_std(stream)
     }
 
+    fn limit_cpu(&self, _: &CpuLimits) -> Result<(), CgroupError> {
+        Ok(())
+    }
+
     fn kill(&self, reason: &str) {
         set_end(&self.end, reason);
         let _ = self.control.shutdown(std::net::Shutdown::Both);
@@ -128,7 +133,7 @@ impl Sandbox for FakeSandbox {
 fn set_end(end: &watch::Sender<Option<End>>, reason: &str) {
     end.send_if_modified(|end| {
         let first = end.is_none();
-        end.get_or_insert(End { reason: reason.to_owned() });
+        end.get_or_insert(End { reason: reason.to_owned(), oom_killed: false });
         first
     });
 }
