@@ -7,5 +7,7 @@
 pub mod boot;
 pub mod budgets;
 pub mod initramfs;
+pub mod isolation;
+pub mod machine;
 pub mod memory;
 pub mod process;

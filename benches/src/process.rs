@@ -19,8 +19,16 @@ pub struct Spent {
 
 /// Runs `command` to a successful end.
 pub fn run(command: &mut Command) -> anyhow::Result<Spent> {
+    run_by(command, Command::spawn)
+}
+
+/// As [`run`], started by `spawn`.
+pub fn run_by(
+    command: &mut Command,
+    spawn: fn(&mut Command) -> std::io::Result<Child>,
+) -> anyhow::Result<Spent> {
     let start = Instant::now();
-    let child = command.spawn().with_context(|| format!("start {command:?}"))?;
+    let child = spawn(command).with_context(|| format!("start {command:?}"))?;
     let (status, cpu_seconds) = wait(&child).with_context(|| format!("wait for {command:?}"))?;
     let wall_seconds = start.elapsed().as_secs_f64();
     ensure!(libc::WIFEXITED(status), "{command:?}: ended by signal {}", libc::WTERMSIG(status));

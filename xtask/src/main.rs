@@ -68,6 +68,11 @@ enum Bench {
         #[arg(long, default_value_t = 3)]
         runs: usize,
     },
+    /// What jail and filters cost: boot and disk I/O, on and off
+    Isolation {
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -83,6 +88,7 @@ fn main() -> anyhow::Result<()> {
         Task::Test { filter, only_end_to_end } => tests::run(filter.as_deref(), only_end_to_end),
         Task::Check => check::run(),
         Task::Bench { bench: Bench::Boot { runs } } => bench::boot(runs),
+        Task::Bench { bench: Bench::Isolation { runs } } => bench::isolation(runs),
         Task::Install { prefix } => binaries::install(&prefix),
     }
 }

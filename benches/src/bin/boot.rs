@@ -6,20 +6,16 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
-    thread,
-    time::{Duration, Instant},
+    process::ExitCode,
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::Context;
 use caisson_benches::{
     boot::{Programs, alone, chart, container::Place, report::Measured},
     budgets::Budgets,
+    machine::{Machine, kvm_runs_guests},
 };
 use clap::Parser;
-
-/// Of the host's time, for everything that is measured in the machine.
-const INSIDE_LIMIT: Duration = Duration::from_secs(300);
 
 #[derive(Parser)]
 struct Arguments {
@@ -91,59 +87,24 @@ fn measure(programs: &Programs, directory: &Path, runs: usize) -> anyhow::Result
 }
 
 fn measure_in_machine(arguments: &Arguments) -> anyhow::Result<Measured> {
-    let root = arguments.directory.join("root");
-    let machine = |command: &[&str]| {
-        let mut caisson = Command::new(&arguments.caisson);
-        caisson.arg("--root").arg(&root).arg("--state").arg(arguments.directory.join("state"));
-        caisson.arg("machine").args(command).current_dir(&arguments.results);
-        caisson
+    let machine = Machine {
+        caisson: &arguments.caisson,
+        directory: &arguments.directory,
+        results: &arguments.results,
     };
-    succeed(&mut machine(&["start", "--icount"]))?;
-    let output = arguments.results.join("inside.json");
-    let mut inside = machine(&["exec", "--"]);
-    inside.arg(std::env::current_exe()?);
-    for (option, value) in [
-        ("--caisson", &arguments.caisson),
-        ("--reset-init", &arguments.reset_init),
-        ("--busybox", &arguments.busybox),
-        ("--budgets", &arguments.budgets),
-        ("--directory", &arguments.directory),
-        ("--results", &arguments.results),
-        ("--inside", &output),
-    ] {
-        inside.arg(option).arg(value);
-    }
-    inside.args(["--runs", &arguments.runs.to_string()]);
-    let measured = succeed_within(&mut inside, INSIDE_LIMIT);
-    let stopped = succeed(&mut machine(&["stop"]));
-    measured?;
-    stopped?;
-    let bytes = fs::read(&output).with_context(|| format!("read {}", output.display()))?;
-    serde_json::from_slice(&bytes).context("parse what was measured in the machine")
-}
-
-/// As [`succeed`]; a machine that hangs fails the bench instead of holding it for ever.
-fn succeed_within(command: &mut Command, limit: Duration) -> anyhow::Result<()> {
-    let deadline = Instant::now() + limit;
-    let mut child = command.spawn().with_context(|| format!("start {command:?}"))?;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            ensure!(status.success(), "{command:?}: {status}");
-            return Ok(());
+    machine.measure(|inside| {
+        for (option, value) in [
+            ("--caisson", &arguments.caisson),
+            ("--reset-init", &arguments.reset_init),
+            ("--busybox", &arguments.busybox),
+            ("--budgets", &arguments.budgets),
+            ("--directory", &arguments.directory),
+            ("--results", &arguments.results),
+        ] {
+            inside.arg(option).arg(value);
         }
-        if Instant::now() > deadline {
-            child.kill()?;
-            child.wait()?;
-            bail!("{command:?}: not done after {limit:?}");
-        }
-        thread::sleep(Duration::from_millis(100));
-    }
-}
-
-fn succeed(command: &mut Command) -> anyhow::Result<()> {
-    let status = command.status().with_context(|| format!("start {command:?}"))?;
-    ensure!(status.success(), "{command:?}: {status}");
-    Ok(())
+        inside.args(["--runs", &arguments.runs.to_string()]);
+    })
 }
 
 fn report(arguments: &Arguments, measured: &Measured) -> anyhow::Result<ExitCode> {
@@ -158,9 +119,4 @@ fn report(arguments: &Arguments, measured: &Measured) -> anyhow::Result<ExitCode
     }
     println!("\nsaved in {}", arguments.results.display());
     Ok(if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn kvm_runs_guests() -> bool {
-    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    processor.split_whitespace().any(|flag| flag == "svm" || flag == "vmx")
 }

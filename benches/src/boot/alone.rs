@@ -102,13 +102,19 @@ fn next_event(
     serde_json::from_str(&line).with_context(|| format!("parse {line:?}"))
 }
 
-fn open(path: &Path, write: bool) -> anyhow::Result<File> {
+pub(crate) fn open(path: &Path, write: bool) -> anyhow::Result<File> {
     let mut options = File::options();
     options.read(true).write(write);
     options.open(path).with_context(|| format!("open {}", path.display()))
 }
 
-fn config(kvm: &File, kernel: &File, initramfs: Option<&File>, control: Option<&File>) -> VmConfig {
+/// A guest of one vCPU without devices.
+pub(crate) fn config(
+    kvm: &File,
+    kernel: &File,
+    initramfs: Option<&File>,
+    control: Option<&File>,
+) -> VmConfig {
     VmConfig {
         id: "bench".into(),
         vcpus: 1,
@@ -131,7 +137,7 @@ fn config(kvm: &File, kernel: &File, initramfs: Option<&File>, control: Option<&
 }
 
 /// The vmm with these files inherited under their own numbers.
-fn command(vmm: &Path, config: &VmConfig, files: &[File]) -> anyhow::Result<Command> {
+pub(crate) fn command(vmm: &Path, config: &VmConfig, files: &[File]) -> anyhow::Result<Command> {
     let config_file = memory_file()?;
     (&config_file).write_all(&serde_json::to_vec(config)?)?;
     let config_fd = config_file.as_raw_fd();
@@ -157,7 +163,8 @@ fn command(vmm: &Path, config: &VmConfig, files: &[File]) -> anyhow::Result<Comm
     Ok(command)
 }
 
-fn memory_file() -> anyhow::Result<File> {
+/// A file in memory, without a name.
+pub(crate) fn memory_file() -> anyhow::Result<File> {
     // SAFETY: the name is a NUL-terminated string.
     let fd = unsafe { libc::memfd_create(c"vm-config".as_ptr(), libc::MFD_CLOEXEC) };
     ensure!(fd >= 0, "memfd_create: {}", std::io::Error::last_os_error());
