@@ -17,6 +17,8 @@ mod load;
 mod manifest;
 pub mod progress;
 mod reference;
+pub mod registry;
+mod save;
 mod store;
 mod tar;
 #[cfg(test)]
@@ -36,6 +38,7 @@ pub use crate::load::{
 pub use crate::manifest::DocumentError;
 pub use crate::progress::Progress;
 pub use crate::reference::{Reference, ReferenceError};
+pub use crate::save::SaveError;
 pub use crate::store::{
     Freed, Image, ImageSummary, Removed, Store, StoreError, StoreOptions, migrate, open_database,
 };

@@ -83,6 +83,11 @@ impl Reference {
         self
     }
 
+    /// The same repository with this digest instead of a tag.
+    pub(crate) fn with_digest(&self, digest: Digest) -> Reference {
+        Reference { tag: None, digest: Some(digest), ..self.clone() }
+    }
+
     fn with_suffix(&self, mut name: String) -> String {
         if let Some(tag) = &self.tag {
             name.push(':');

@@ -29,6 +29,8 @@ const NEEDED: &[(&str, &str, &str)] = &[
     ("containerd", "/usr/bin/containerd", "runs the shim as an engine does"),
     ("libcap2-bin", "/sbin/setcap", "file capabilities in an image"),
     ("attr", "/usr/bin/setfattr", "extended attributes in an image"),
+    ("docker-registry", "/usr/bin/docker-registry", "a registry to push to and pull from"),
+    ("skopeo", "/usr/bin/skopeo", "a second opinion on what was pushed"),
     ("runc", "/usr/sbin/runc", "containerd's own runtime, to compare with"),
 ];
 

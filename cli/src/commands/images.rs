@@ -72,7 +72,8 @@ pub(super) fn images(globals: &Globals, args: &ImagesArgs) -> CommandResult {
 /// One for each name, or one without.
 fn rows_of(image: &ImageSummary) -> Vec<Row<'_>> {
     if image.references.is_empty() {
-        return vec![Row { image, reference: None }];
+        // One that was pulled by its digest still has a repository.
+        return vec![Row { image, reference: image.repo_digests.first() }];
     }
     image.references.iter().map(|reference| Row { image, reference: Some(reference) }).collect()
 }
@@ -132,6 +133,14 @@ impl Row<'_> {
         self.reference.and_then(Reference::tag).unwrap_or(NONE)
     }
 
+    /// By which its registry has it, or of its manifest here.
+    fn digest(&self) -> String {
+        let repository = self.repository();
+        let mut digests = self.image.repo_digests.iter();
+        let known = digests.rfind(|known| known.familiar_repository() == repository);
+        known.and_then(Reference::digest).unwrap_or(&self.image.manifest).to_string()
+    }
+
     /// The names that Docker's `--format` knows.
     fn fields(&self, now: UnixNanos, no_trunc: bool) -> Value {
         let created = self.image.created.as_deref().and_then(units::parse_rfc3339);
@@ -139,7 +148,7 @@ impl Row<'_> {
             "Containers": self.image.leases.to_string(),
             "CreatedAt": created.map(units::long_time).unwrap_or_default(),
             "CreatedSince": created.map_or("N/A".to_owned(), |created| units::ago(created, now)),
-            "Digest": self.image.manifest.to_string(),
+            "Digest": self.digest(),
             "ID": self.id(no_trunc),
             "Repository": self.repository(),
             "Size": units::human_size(self.image.size_bytes),
@@ -170,7 +179,7 @@ impl Filter {
 
     fn matches(&self, row: &Row<'_>) -> bool {
         match self {
-            Self::Dangling(wanted) => row.reference.is_none() == *wanted,
+            Self::Dangling(wanted) => row.reference.and_then(Reference::tag).is_none() == *wanted,
             Self::Reference(pattern) => row.reference.is_some_and(|reference| {
                 let names = [reference.familiar(), reference.to_string()];
                 let repositories = [reference.familiar_repository(), reference.repository()];
@@ -219,6 +228,7 @@ mod tests {
             id: digest.parse().expect("a digest"),
             manifest: digest.parse().expect("a digest"),
             references: names.iter().map(|name| name.parse().expect("a name")).collect(),
+            repo_digests: vec![],
             created: Some("2026-01-01T00:00:00Z".into()),
             size_bytes: 124_000_000,
             leases: 1,

@@ -160,9 +160,11 @@ fn container(engine: &Engine, container: &Container) -> Value {
 fn image(image: &Image) -> Value {
     let config = &image.config;
     let tags: Vec<String> = image.references.iter().map(Reference::familiar).collect();
+    let digests: Vec<String> = image.repo_digests.iter().map(Reference::familiar).collect();
     json!({
         "Id": image.id.to_string(),
         "RepoTags": tags,
+        "RepoDigests": digests,
         "Created": config.created(),
         "Author": config.author(),
         "Architecture": config.architecture(),

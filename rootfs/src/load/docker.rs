@@ -78,13 +78,13 @@ pub(super) fn plan_image(
 }
 
 /// A configuration's diff ids, well-formed.
-pub(super) fn diff_ids(
+pub(crate) fn diff_ids(
     config: &oci_spec::image::ImageConfiguration,
 ) -> Result<Vec<Digest>, LoadError> {
     Ok(config.rootfs().diff_ids().iter().map(|text| text.parse()).collect::<Result<_, _>>()?)
 }
 
-pub(super) fn pair_layers(
+pub(crate) fn pair_layers(
     layers: usize,
     diff_ids: usize,
     limits: &Limits,

@@ -14,6 +14,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::docker::{diff_ids, pair_layers};
 pub use self::error::LoadError;
 pub use self::import::{ChangeError, ImportConfig, ImportError, ImportSource};
 pub use self::source::LoadSource;
@@ -139,7 +140,7 @@ impl Store {
         Ok(LoadedImage { id: image.id, references: image.references })
     }
 
-    fn add_empty_layer(
+    pub(crate) fn add_empty_layer(
         &self,
         progress: &dyn Progress,
     ) -> Result<crate::store::AddedLayer, LoadError> {

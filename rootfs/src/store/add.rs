@@ -245,7 +245,7 @@ impl Store {
         })
     }
 
-    fn layer_bytes(&self, diff_id: &Digest) -> Result<u64, StoreError> {
+    pub(super) fn layer_bytes(&self, diff_id: &Digest) -> Result<u64, StoreError> {
         let bytes: i64 = self
             .connection()
             .query_row(

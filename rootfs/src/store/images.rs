@@ -22,6 +22,8 @@ pub struct Image {
     pub manifest: Digest,
     /// In canonical order; empty for a dangling image.
     pub references: Vec<Reference>,
+    /// `repository@digest`, by which registries have it.
+    pub repo_digests: Vec<Reference>,
     pub config: ImageConfiguration,
     /// Bottom layer first; the empty layer stands for an image that has none.
     pub diff_ids: Vec<Digest>,
@@ -36,6 +38,8 @@ pub struct ImageSummary {
     pub id: Digest,
     pub manifest: Digest,
     pub references: Vec<Reference>,
+    /// `repository@digest`, by which registries have it.
+    pub repo_digests: Vec<Reference>,
     /// RFC 3339, as the image states it.
     pub created: Option<String>,
     pub size_bytes: u64,
@@ -106,6 +110,7 @@ impl Store {
             };
             images.push(ImageSummary {
                 references: self.references(&digest)?,
+                repo_digests: self.repo_digests(&digest)?,
                 id: digest,
                 manifest,
                 created,
@@ -198,7 +203,7 @@ impl Store {
             .map_err(self.db_error("look up a layer"))
     }
 
-    fn image(&self, id: &Digest) -> Result<Image, StoreError> {
+    pub(super) fn image(&self, id: &Digest) -> Result<Image, StoreError> {
         let (manifest, size_bytes): (String, i64) = self
             .connection()
             .query_row(
@@ -219,6 +224,7 @@ impl Store {
             id: id.clone(),
             manifest: manifest.parse().map_err(damaged_row)?,
             references: self.references(id)?,
+            repo_digests: self.repo_digests(id)?,
             config,
             diff_ids: diff_ids
                 .iter()
@@ -268,7 +274,9 @@ impl Store {
                 self.strings("find an image", sql, [reference.to_string()])?
             }
             Some(digest) => {
-                let sql = "SELECT DISTINCT id FROM images JOIN names ON image = id
+                let sql = "SELECT image FROM repo_digests WHERE name = ?2 || '@' || ?1
+                           UNION
+                           SELECT id FROM images JOIN names ON image = id
                            WHERE (manifest = ?1 OR id = ?1)
                            AND substr(name, 1, length(?2) + 1) = ?2 || ':'";
                 self.strings("find an image", sql, (digest.to_string(), reference.repository()))?
@@ -328,6 +336,7 @@ impl Store {
         // The lease check is repeated inside: a container may have appeared since.
         let deleted = self.durably("remove an image", |transaction| {
             transaction.execute("DELETE FROM names WHERE image = ?1", [&key])?;
+            transaction.execute("DELETE FROM repo_digests WHERE image = ?1", [&key])?;
             let deleted = transaction.execute(
                 "DELETE FROM images WHERE id = ?1
                  AND NOT EXISTS (SELECT 1 FROM leases WHERE image = ?1)",

@@ -19,6 +19,7 @@ mod images;
 mod lease;
 mod lock;
 mod names;
+mod remote;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,7 @@ pub use self::error::StoreError;
 pub(crate) use self::error::is_disk_full;
 pub use self::gc::Freed;
 pub use self::images::{Image, ImageSummary, Removed};
+pub(crate) use self::remote::StoredImage;
 pub use self::schema::{migrate, open_database};
 use crate::digest::Digest;
 use crate::limits::Limits;

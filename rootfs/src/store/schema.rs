@@ -13,7 +13,8 @@ use super::error::StoreError;
 /// How long a command waits for another one's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 
-const IMAGES: &[&str] = &["
+const IMAGES: &[&str] = &[
+    "
     CREATE TABLE images (
         id         TEXT PRIMARY KEY,   -- digest of the configuration
         manifest   TEXT NOT NULL,      -- digest of the manifest
@@ -46,7 +47,16 @@ const IMAGES: &[&str] = &["
     CREATE INDEX names_image ON names(image);
     CREATE INDEX leases_image ON leases(image);
     CREATE INDEX image_layers_diff_id ON image_layers(diff_id);
-"];
+",
+    "
+    CREATE TABLE repo_digests (
+        name       TEXT PRIMARY KEY,   -- docker.io/library/debian@sha256:…
+        image      TEXT NOT NULL REFERENCES images(id) ON DELETE CASCADE
+    );
+    CREATE INDEX repo_digests_image ON repo_digests(image);
+    CREATE INDEX image_layers_blob ON image_layers(blob);
+",
+];
 
 pub(crate) fn database_path(root: &Path) -> PathBuf {
     root.join("caisson.db")
