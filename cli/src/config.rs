@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use caisson_shim::stdio::rotating_file::Rotation;
+use caisson_vmm::config::RateLimit;
 use serde::{Deserialize, Serialize};
 
 /// Fields that a later version adds get a serde default, so that old records load.
@@ -39,6 +41,23 @@ pub struct ContainerConfig {
     pub limits: Limits,
     pub sysctls: BTreeMap<String, String>,
     pub log_driver: LogDriver,
+    #[serde(default)]
+    pub log_rotation: LogRotation,
+}
+
+/// How much of the log is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRotation {
+    /// Of each file; `None` is unlimited.
+    pub max_bytes: Option<u64>,
+    /// `None` is 1, as in Docker.
+    pub max_files: Option<u32>,
+}
+
+impl From<LogRotation> for Rotation {
+    fn from(log: LogRotation) -> Self {
+        Self { max_bytes: log.max_bytes, max_files: log.max_files.unwrap_or(1) }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,6 +104,9 @@ pub struct Limits {
     pub storage_bytes: Option<u64>,
     pub oom_score_adj: Option<i32>,
     pub ulimits: Vec<Ulimit>,
+    /// Of all disks of the microVM together.
+    #[serde(default)]
+    pub disk_limit: RateLimit,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use super::{
     AttachError,
     fifo::OutputFifo,
-    log_writer::LogWriter,
+    log_writer::Log,
     output::{OutputCopy, Sink},
 };
 use crate::{engine::Engine, records::Container};
@@ -16,7 +16,9 @@ pub struct Drainer(Vec<OutputCopy>);
 /// Empties the FIFOs in the container's bundle into its log, or into nothing.
 pub fn spawn(engine: &Engine, container: &Container) -> Result<Drainer, AttachError> {
     let bundle = engine.globals.bundle_dir(&container.id);
-    let keeps_logs = container.config.as_ref().is_some_and(|config| config.keeps_logs());
+    let config = container.config.as_ref().filter(|config| config.keeps_logs());
+    let mut log =
+        config.map(|config| Log::new(engine.log_target(&container.id, config.log_rotation)));
     // Nothing here closes on the other side, so nothing is said.
     let (events, _) = mpsc::channel();
     let mut copies = Vec::new();
@@ -27,10 +29,7 @@ pub fn spawn(engine: &Engine, container: &Container) -> Result<Drainer, AttachEr
         }
         let mut fifo = OutputFifo::open(&path)?;
         fifo.opened_by_shim();
-        let log = match keeps_logs {
-            true => Some(LogWriter::open(&engine.log_path(&container.id), stream)?),
-            false => None,
-        };
+        let log = log.as_mut().map(|log| log.writer(stream)).transpose()?;
         let sink = Sink { file: None, log };
         copies.push(OutputCopy::spawn(stream, fifo, sink, events.clone())?);
     }

@@ -14,12 +14,12 @@ use super::{
     detach_keys::DetachKeys,
     fifo::OutputFifo,
     input::InputCopy,
-    log_writer::LogWriter,
+    log_writer::Log,
     output::{OutputCopy, Sink, own_stream},
     signals::{Policy, SignalHandling},
     tty::RawMode,
 };
-use crate::engine::{EngineError, Startup};
+use crate::engine::{EngineError, LogTarget, Startup};
 
 /// What happens while a process runs.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub struct Attachment {
     pub signals: Policy,
     pub detach_keys: Option<DetachKeys>,
     /// Where to keep the output too.
-    pub log: Option<PathBuf>,
+    pub log: Option<LogTarget>,
 }
 
 /// The attachment at work.
@@ -90,14 +90,15 @@ impl Session {
         if self.attachment.terminal && self.attachment.stdin {
             self.raw = Some(RawMode::enter()?);
         }
+        let mut log = self.attachment.log.clone().map(Log::new);
         for (name, mut fifo) in self.fifos.drain(..) {
             fifo.opened_by_shim();
             let file = match name {
                 "stdout" => own_stream(std::io::stdout()),
                 _ => own_stream(std::io::stderr()),
             };
-            let log = self.attachment.log.as_deref().map(|path| LogWriter::open(path, name));
-            let sink = Sink { file, log: log.transpose()? };
+            let log = log.as_mut().map(|log| log.writer(name)).transpose()?;
+            let sink = Sink { file, log };
             self.outputs.push(OutputCopy::spawn(name, fifo, sink, self.events.clone())?);
         }
         Ok(())

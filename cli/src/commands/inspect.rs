@@ -3,11 +3,13 @@
 use std::process::ExitCode;
 
 use caisson_rootfs::{Image, Reference};
+use caisson_vmm::config::Rate;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::{print_line, ps};
 use crate::{
+    config::LogRotation,
     engine::Engine,
     failure::{CommandResult, Failure},
     format::{
@@ -120,7 +122,9 @@ fn container(engine: &Engine, container: &Container) -> Value {
             "CapAdd": config.security.capabilities,
             "CpuShares": limits.cpu_shares.unwrap_or(0),
             "CpusetCpus": limits.cpuset_cpus.clone().unwrap_or_default(),
-            "LogConfig": { "Type": config.log_driver },
+            "DiskBandwidth": rate(limits.disk_limit.bandwidth),
+            "DiskIops": rate(limits.disk_limit.operations),
+            "LogConfig": { "Type": config.log_driver, "Config": log_options(config.log_rotation) },
             "Memory": limits.memory_bytes.unwrap_or(0),
             "MemoryReservation": limits.memory_reservation_bytes.unwrap_or(0),
             "MemorySwap": limits.memory_swap_bytes.unwrap_or(0),
@@ -157,6 +161,23 @@ fn container(engine: &Engine, container: &Container) -> Value {
     })
 }
 
+/// What comes in a second, and at once after a pause; null if there is no limit.
+fn rate(rate: Option<Rate>) -> Option<Value> {
+    rate.map(|Rate { per_second, burst }| json!({ "PerSecond": per_second, "Burst": burst }))
+}
+
+/// As they would be given.
+fn log_options(rotation: LogRotation) -> Value {
+    let mut options = serde_json::Map::new();
+    if let Some(bytes) = rotation.max_bytes {
+        options.insert("max-size".into(), bytes.to_string().into());
+    }
+    if let Some(files) = rotation.max_files {
+        options.insert("max-file".into(), files.to_string().into());
+    }
+    options.into()
+}
+
 fn image(image: &Image) -> Value {
     let config = &image.config;
     let tags: Vec<String> = image.references.iter().map(Reference::familiar).collect();
@@ -181,7 +202,9 @@ fn image(image: &Image) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ContainerConfig;
+    use caisson_vmm::config::RateLimit;
+
+    use crate::config::{ContainerConfig, Limits};
 
     #[test]
     fn a_container_is_told_in_dockers_shape() {
@@ -191,6 +214,14 @@ mod tests {
             image: "busybox".into(),
             command: vec!["sleep".into(), "1".into()],
             stop_signal: 15,
+            log_rotation: LogRotation { max_bytes: Some(1 << 20), max_files: Some(3) },
+            limits: Limits {
+                disk_limit: RateLimit {
+                    bandwidth: Some(Rate { per_second: 4096, burst: 8192 }),
+                    operations: None,
+                },
+                ..Limits::default()
+            },
             ..ContainerConfig::default()
         };
         let record = Container::sample("ab".repeat(32), "web", State::Exited, Some(config));
@@ -198,6 +229,10 @@ mod tests {
         assert_eq!(told["Name"], "/web");
         assert_eq!((&told["Path"], &told["Args"]), (&json!("sleep"), &json!(["1"])));
         assert_eq!(told["State"]["Status"], "exited");
+        let host = &told["HostConfig"];
+        assert_eq!(host["DiskBandwidth"], json!({ "PerSecond": 4096, "Burst": 8192 }));
+        assert_eq!(host["DiskIops"], Value::Null);
+        assert_eq!(host["LogConfig"]["Config"], json!({ "max-size": "1048576", "max-file": "3" }));
         assert_eq!(told["Config"]["StopSignal"], "SIGTERM");
         assert_eq!(told["Config"]["Hostname"], "abababababab");
         assert!(

@@ -1,9 +1,10 @@
 //! `logs`: what a container has written, and what it writes.
 
+mod reader;
+
 use std::{
     collections::VecDeque,
-    fs::File,
-    io::{self, BufRead, BufReader, Read, Seek, Write},
+    io::{self, Write},
     os::fd::AsFd,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -16,8 +17,9 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::inotify::{AddWatchFlags, InitFlags, Inotify},
 };
-use serde::Deserialize;
 
+pub(super) use self::reader::Log;
+use self::reader::Record;
 use crate::{
     engine::Engine,
     failure::{CommandResult, Failure},
@@ -25,9 +27,6 @@ use crate::{
     globals::Globals,
     records::{Container, State},
 };
-
-/// A record is 16 KiB of text, each byte of which JSON writes in 6 at most.
-const MAX_RECORD_BYTES: u64 = 128 << 10;
 
 #[derive(Args, Clone, Debug)]
 pub struct LogsArgs {
@@ -61,18 +60,8 @@ enum LogsError {
     Time(String),
     #[error("container {0} keeps no logs: it was made with --log-driver none")]
     NotKept(String),
-    #[error("{action} {path}")]
-    Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("watch {path}")]
     Watch { path: PathBuf, source: nix::errno::Errno },
-}
-
-/// One line of the log file.
-#[derive(Deserialize)]
-struct Record {
-    log: String,
-    stream: String,
-    time: String,
 }
 
 /// Which records to show, and how.
@@ -102,7 +91,7 @@ pub(super) fn logs(globals: &Globals, args: &LogsArgs) -> CommandResult {
     let Some(mut log) = Log::open(&engine.log_path(&container.id))? else {
         return Ok(ExitCode::SUCCESS);
     };
-    log.show(&selection)?;
+    show(&mut log, &selection)?;
     if args.follow && container.state == State::Running {
         follow(&engine, &container, &mut log, &Selection { tail: None, ..selection })?;
     }
@@ -138,73 +127,24 @@ fn parse_time(text: &str, now: UnixNanos) -> Result<UnixNanos, LogsError> {
     if text.is_empty() { Err(invalid()) } else { Ok(now.saturating_sub(ago)) }
 }
 
-/// A log file, read from where the last read ended.
-pub(super) struct Log {
-    reader: BufReader<File>,
-    path: PathBuf,
-    /// The beginning of a record whose end is not written yet.
-    partial: Vec<u8>,
-}
-
-impl Log {
-    /// `None` if nothing was ever logged.
-    pub(super) fn open(path: &Path) -> Result<Option<Self>, Failure> {
-        match File::open(path) {
-            Ok(file) => {
-                let reader = BufReader::new(file);
-                Ok(Some(Self { reader, path: path.to_owned(), partial: Vec::new() }))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => {
-                Err(LogsError::Io { action: "open", path: path.to_owned(), source }.into())
+/// Shows the records that are there and selected.
+fn show(log: &mut Log, selection: &Selection) -> Result<(), Failure> {
+    let Some(tail) = selection.tail else {
+        while let Some(record) = log.next()? {
+            print(&record, selection)?;
+        }
+        return Ok(());
+    };
+    let mut last = VecDeque::new();
+    while let Some(record) = log.next()? {
+        if selection.includes(&record) {
+            last.push_back(record);
+            if last.len() > tail {
+                last.pop_front();
             }
         }
     }
-
-    /// Skips what is there.
-    pub(super) fn skip_to_end(&mut self) -> Result<(), Failure> {
-        self.reader.seek(io::SeekFrom::End(0)).map(drop).map_err(|source| {
-            LogsError::Io { action: "seek in", path: self.path.clone(), source }.into()
-        })
-    }
-
-    /// Shows the records that are there and selected.
-    fn show(&mut self, selection: &Selection) -> Result<(), Failure> {
-        let Some(tail) = selection.tail else {
-            while let Some(record) = self.next()? {
-                print(&record, selection)?;
-            }
-            return Ok(());
-        };
-        let mut last = VecDeque::new();
-        while let Some(record) = self.next()? {
-            if selection.includes(&record) {
-                last.push_back(record);
-                if last.len() > tail {
-                    last.pop_front();
-                }
-            }
-        }
-        last.iter().try_for_each(|record| print(record, selection))
-    }
-
-    /// The next whole record. Lines that are none are passed over.
-    fn next(&mut self) -> Result<Option<Record>, Failure> {
-        loop {
-            let room = MAX_RECORD_BYTES.saturating_sub(self.partial.len() as u64);
-            let count =
-                (&mut self.reader).take(room).read_until(b'\n', &mut self.partial).map_err(
-                    |source| LogsError::Io { action: "read", path: self.path.clone(), source },
-                )?;
-            if !self.partial.ends_with(b"\n") && room > 0 && (count as u64) < room {
-                return Ok(None);
-            }
-            let line = std::mem::take(&mut self.partial);
-            if let Ok(record) = serde_json::from_slice(&line) {
-                return Ok(Some(record));
-            }
-        }
-    }
+    last.iter().try_for_each(|record| print(record, selection))
 }
 
 impl Selection {
@@ -248,9 +188,12 @@ pub(super) fn follow(
     log: &mut Log,
     selection: &Selection,
 ) -> Result<(), Failure> {
-    let failed = |source| LogsError::Watch { path: log.path.clone(), source };
+    let path = log.path().to_owned();
+    let failed = |source| LogsError::Watch { path: path.clone(), source };
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(failed)?;
-    inotify.add_watch(&log.path, AddWatchFlags::IN_MODIFY).map_err(failed)?;
+    // A rotation makes a new file.
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    inotify.add_watch(directory, AddWatchFlags::IN_CREATE).map_err(failed)?;
     let (ended, running) = std::io::pipe()?;
     match engine.connect(container) {
         Ok(client) => {
@@ -263,7 +206,13 @@ pub(super) fn follow(
         Err(_) => drop(running),
     }
     loop {
-        log.show(selection)?;
+        match inotify.add_watch(&path, AddWatchFlags::IN_MODIFY) {
+            // Within a rotation; the new file is an event of its directory.
+            Ok(_) | Err(nix::errno::Errno::ENOENT) => {}
+            Err(source) => return Err(failed(source).into()),
+        }
+        // After the watch: what is written from now on is an event.
+        show(log, selection)?;
         let mut fds = [
             PollFd::new(inotify.as_fd(), PollFlags::POLLIN),
             PollFd::new(ended.as_fd(), PollFlags::POLLIN),
@@ -279,7 +228,7 @@ pub(super) fn follow(
             // The last output is written before the wait returns; a relay of this program's
             // own may be a moment behind.
             thread::sleep(Duration::from_millis(50));
-            return log.show(selection);
+            return show(log, selection);
         }
     }
 }
@@ -305,31 +254,6 @@ mod tests {
         for text in ["", "yesterday", "5x", "m", "1h30", "5é", "99999999999999h"] {
             assert!(parse_time(text, now).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn records_are_read_as_they_come() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let path = file.path();
-        let mut writer = File::options().append(true).open(path).unwrap();
-        let record = |log: &str| {
-            format!("{{\"log\":{log:?},\"stream\":\"stdout\",\"time\":\"2026-01-01T00:00:00Z\"}}\n")
-        };
-        let mut log = Log::open(path).unwrap().unwrap();
-        assert!(log.next().unwrap().is_none());
-        let text = record("one\n");
-        let (first, second) = text.split_at(9);
-        writer.write_all(first.as_bytes()).unwrap();
-        assert!(log.next().unwrap().is_none());
-        writer.write_all(format!("{second}garbage\n{}", record("two\n")).as_bytes()).unwrap();
-        assert_eq!(log.next().unwrap().unwrap().log, "one\n");
-        assert_eq!(log.next().unwrap().unwrap().log, "two\n");
-        assert!(log.next().unwrap().is_none());
-        // A line that never ends is passed over in pieces, not held.
-        writer.write_all(&vec![b'x'; 300 << 10]).unwrap();
-        writer.write_all(format!("\n{}", record("three\n")).as_bytes()).unwrap();
-        assert_eq!(log.next().unwrap().unwrap().log, "three\n");
-        assert!(Log::open(Path::new("/nonexistent")).unwrap().is_none());
     }
 
     #[test]

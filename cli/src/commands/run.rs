@@ -68,10 +68,10 @@ fn run_it(globals: &Globals, args: &RunArgs) -> CommandResult {
         true => (StdioPlan::Detached, Attachment::default()),
         false => (StdioPlan::Attached, attachment(&config, &flags)?),
     };
-    let keeps_logs = config.keeps_logs() && !config.auto_remove;
+    let log = (config.keeps_logs() && !config.auto_remove).then_some(config.log_rotation);
     let created = create::create_it(&mut engine, &args.flags, &image, config)?;
-    if keeps_logs && plan == StdioPlan::Attached {
-        attachment.log = Some(engine.log_path(&created.container.id));
+    if let Some(rotation) = log.filter(|_| plan == StdioPlan::Attached) {
+        attachment.log = Some(engine.log_target(&created.container.id, rotation));
     }
     let mut session = Session::new(attachment)?;
     let started = start(&engine, created, plan, &mut session)?;

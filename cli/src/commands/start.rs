@@ -71,7 +71,7 @@ fn start_attached(engine: &Engine, name: &str, args: &StartArgs) -> CommandResul
     };
     let mut attachment = attachment(config, &flags)?;
     if config.keeps_logs() && !config.auto_remove {
-        attachment.log = Some(engine.log_path(&container.id));
+        attachment.log = Some(engine.log_target(&container.id, config.log_rotation));
     }
     let mut session = Session::new(attachment)?;
     let started = engine.start(&container, StdioPlan::Attached, tty::size(), &mut session);

@@ -21,7 +21,7 @@ use caisson_shim::{
 pub use bundle::{BundleError, make_fifo};
 pub use create::{Created, NewContainer};
 pub use monitor::{MONITOR_COMMAND, MonitorError, run_monitor};
-pub use start::{Started, Startup, StdioPlan};
+pub use start::{LogTarget, Started, Startup, StdioPlan};
 
 use crate::{
     globals::Globals,

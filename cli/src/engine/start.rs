@@ -6,11 +6,12 @@ use caisson_failpoints::{hit, pass, steps};
 use caisson_shim::{
     client::{CreateSpec, RootfsMount, ShimClient, SpawnSpec, Stdio},
     stages,
+    stdio::rotating_file::Rotation,
 };
 
 use super::{Created, Engine, EngineError, bundle, create::DISK, io_error};
 use crate::{
-    config::ContainerConfig,
+    config::{ContainerConfig, LogRotation},
     failure,
     records::{Container, State, lock::ContainerLock},
 };
@@ -22,6 +23,22 @@ pub enum StdioPlan {
     Attached,
     /// Output into the log, if the container keeps one; input, if open, from a FIFO.
     Detached,
+}
+
+/// The log that a container's output is kept in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogTarget {
+    pub path: PathBuf,
+    pub rotation: Rotation,
+}
+
+impl LogTarget {
+    /// As a shim takes it.
+    fn uri(&self) -> String {
+        let Rotation { max_bytes, max_files } = self.rotation;
+        let size = max_bytes.map(|bytes| format!("max-bytes={bytes}&")).unwrap_or_default();
+        format!("json-file://{}?{size}max-files={max_files}", self.path.display())
+    }
 }
 
 /// What the caller takes part in while a container starts.
@@ -187,7 +204,7 @@ impl Engine {
         let output = |name: &str| match plan {
             StdioPlan::Attached => fifo(name),
             StdioPlan::Detached if config.keeps_logs() => {
-                Ok(format!("json-file://{}", self.log_path(&container.id).display()))
+                Ok(self.log_target(&container.id, config.log_rotation).uri())
             }
             StdioPlan::Detached => Ok(String::new()),
         };
@@ -198,6 +215,11 @@ impl Engine {
     /// Where a container's output is kept, as Docker names it.
     pub fn log_path(&self, id: &str) -> PathBuf {
         self.globals.container_dir(id).join(format!("{id}-json.log"))
+    }
+
+    /// Where, and how much.
+    pub fn log_target(&self, id: &str, rotation: LogRotation) -> LogTarget {
+        LogTarget { path: self.log_path(id), rotation: rotation.into() }
     }
 
     /// Ends what was started and puts the record back.

@@ -31,6 +31,14 @@ pub struct ContainerFlags {
     #[arg(long, value_name = "string")]
     pub cpuset_cpus: Option<String>,
 
+    /// Limit what the microVM's disks move in a second (10m, or 10m:50m with a burst)
+    #[arg(long, value_name = "bytes[:burst]")]
+    pub disk_bandwidth: Option<String>,
+
+    /// Limit the requests to the microVM's disks in a second (500, or 500:2000 with a burst)
+    #[arg(long, value_name = "int[:burst]")]
+    pub disk_iops: Option<String>,
+
     /// Overwrite the default ENTRYPOINT of the image
     #[arg(long, value_name = "string")]
     pub entrypoint: Option<String>,
@@ -62,6 +70,10 @@ pub struct ContainerFlags {
     /// Logging driver for the container (json-file|none)
     #[arg(long, value_name = "string", hide_possible_values = true)]
     pub log_driver: Option<LogDriver>,
+
+    /// Log driver options (max-size=10m, max-file=3)
+    #[arg(long, value_name = "list")]
+    pub log_opt: Vec<String>,
 
     /// Memory limit; the microVM's size follows it
     #[arg(short, long, value_name = "bytes")]

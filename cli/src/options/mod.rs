@@ -3,6 +3,8 @@
 pub mod capabilities;
 pub mod environment;
 pub mod flags;
+pub mod logging;
+pub mod rates;
 pub mod refused;
 pub mod resolve;
 pub mod signal;

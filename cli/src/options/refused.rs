@@ -11,10 +11,11 @@ const VOLUMES: &str = "volumes and bind mounts are not part of this version; `--
 const DEVICES: &str = "a microVM has no devices of the host";
 const NAMESPACES: &str = "the container has its microVM to itself; there is nothing to share";
 const HEALTH: &str = "health checks are not part of this version";
-const BLOCK_LIMITS: &str = "limits on block I/O are not part of this version";
+const BLOCK_LIMITS: &str = "a microVM has no devices of the host; `--disk-bandwidth` and \
+                            `--disk-iops` limit its own disks";
 const REGISTRIES: &str = "registries are not part of this version";
 
-const FLAGS: [Row; 48] = [
+const FLAGS: [Row; 47] = [
     ("add-host", None, true, NETWORKS),
     ("dns", None, true, NETWORKS),
     ("dns-option", None, true, NETWORKS),
@@ -60,7 +61,6 @@ const FLAGS: [Row; 48] = [
     ("domainname", None, true, "`--hostname` takes a name with dots"),
     ("group-add", None, true, "`--user user:group` sets the group"),
     ("init", None, false, "name an init of the image with `--entrypoint`"),
-    ("log-opt", None, true, "the log has no options in this version"),
     ("memory-swappiness", None, true, "the microVM has no swap"),
     ("runtime", None, true, "Caisson is the runtime"),
 ];

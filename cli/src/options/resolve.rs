@@ -5,7 +5,7 @@ use oci_spec::image::{Config, ImageConfiguration};
 use super::{
     capabilities, environment,
     flags::ContainerFlags,
-    refused,
+    logging, rates, refused,
     signal::{self, InvalidSignal},
     values,
 };
@@ -32,6 +32,10 @@ pub enum OptionError {
     Capability(#[from] capabilities::UnknownCapability),
     #[error(transparent)]
     Value(#[from] values::ValueError),
+    #[error(transparent)]
+    Rate(#[from] rates::RateError),
+    #[error(transparent)]
+    Logging(#[from] logging::LogOptionError),
     #[error("--{flag}")]
     Size { flag: &'static str, source: UnitError },
     #[error("minimum memory limit allowed is 6MB; {bytes} bytes are too few")]
@@ -86,6 +90,7 @@ pub fn resolve(
     let user_env = environment::from_flags(&flags.env_file, &flags.env, caller)?;
     let mut labels = image.labels().clone().unwrap_or_default().into_iter().collect::<Labels>();
     labels.extend(environment::labels(&flags.label_file, &flags.label)?);
+    let log_driver = flags.log_driver.unwrap_or(LogDriver::JsonFile);
     let config = ContainerConfig {
         image: image_name.to_owned(),
         image_id: String::new(),
@@ -107,7 +112,8 @@ pub fn resolve(
         security: security(flags)?,
         limits: limits(flags)?,
         sysctls: flags.sysctl.iter().map(|text| values::sysctl(text)).collect::<Result<_, _>>()?,
-        log_driver: flags.log_driver.unwrap_or(LogDriver::JsonFile),
+        log_driver,
+        log_rotation: logging::rotation(log_driver, &flags.log_opt)?,
     };
     refuse_nul(&config)?;
     Ok(config)
@@ -192,6 +198,7 @@ fn limits(flags: &ContainerFlags) -> Result<Limits, OptionError> {
         storage_bytes: values::storage(&flags.storage_opt)?,
         oom_score_adj: flags.oom_score_adj,
         ulimits: ulimits(flags)?,
+        disk_limit: rates::disk_limit(&flags.disk_bandwidth, &flags.disk_iops)?,
     })
 }
 
@@ -360,6 +367,8 @@ mod tests {
             "size=1g",
             "--shm-size",
             "1m",
+            "--disk-iops",
+            "100:200",
         ])
         .unwrap()
         .limits;
@@ -370,6 +379,8 @@ mod tests {
         assert_eq!(limits.ulimits.len(), 1);
         assert_eq!(limits.storage_bytes, Some(1 << 30));
         assert_eq!(limits.shm_bytes, Some(1 << 20));
+        let operations = limits.disk_limit.operations.unwrap();
+        assert_eq!((operations.per_second, operations.burst), (100, 200));
         for bad in [
             &["-m", "5m"][..],
             &["-m", "lots"],
@@ -378,6 +389,10 @@ mod tests {
             &["--cpus", "0.001"],
             &["--cpus", "33"],
             &["--pids-limit", "-7"],
+            &["--disk-bandwidth", "1k"],
+            &["--disk-iops", "0"],
+            &["--log-opt", "max-size=0"],
+            &["--log-driver", "none", "--log-opt", "max-size=1m"],
             &["--oom-score-adj", "1001"],
             &["-w", "relative"],
             &["--hostname=-x"],

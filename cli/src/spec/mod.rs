@@ -7,12 +7,16 @@ mod seccomp;
 
 use std::path::Path;
 
+use caisson_vmm::config::RateLimit;
 use oci_spec::runtime::Spec;
 use serde_json::{Map, Value, json};
 
 pub use process::{ExecOptions, exec_process};
 
-use crate::config::{ContainerConfig, Seccomp};
+use crate::{
+    config::{ContainerConfig, Seccomp},
+    options::rates,
+};
 
 /// The runtime-spec's version that `config.json` states.
 const OCI_VERSION: &str = "1.0.2";
@@ -59,10 +63,19 @@ pub fn build(config: &ContainerConfig, context: &Context<'_>) -> Result<Spec, Sp
         "root": { "path": "rootfs", "readonly": config.read_only },
         "hostname": config.hostname_or(context.id),
         "mounts": mounts::build(config, context.bundle),
-        "annotations": Map::<String, Value>::new(),
+        "annotations": annotations(config),
         "linux": linux,
     });
     serde_json::from_value(spec).map_err(SpecError::Invalid)
+}
+
+/// What the VM's size and limits are beside the container's.
+fn annotations(config: &ContainerConfig) -> Map<String, Value> {
+    let RateLimit { bandwidth, operations } = config.limits.disk_limit;
+    [("io.caisson.disk-bandwidth", bandwidth), ("io.caisson.disk-iops", operations)]
+        .into_iter()
+        .filter_map(|(name, rate)| Some((name.to_owned(), rates::annotation(rate?).into())))
+        .collect()
 }
 
 fn seccomp_of(config: &ContainerConfig) -> Result<Option<Value>, SpecError> {

@@ -174,3 +174,17 @@ fn an_exec_inherits_and_overrides() {
     );
     assert_eq!(process["terminal"], false);
 }
+
+#[test]
+fn limits_of_the_disks_are_annotations() {
+    use caisson_vmm::config::{Rate, RateLimit};
+
+    assert_eq!(spec(&config())["annotations"], json!({}));
+    let rate = |per_second, burst| Some(Rate { per_second, burst });
+    let disk_limit = RateLimit { bandwidth: rate(1 << 20, 4096), operations: rate(10, 10) };
+    let limits = Limits { disk_limit, ..Limits::default() };
+    let annotations = spec(&ContainerConfig { limits, ..config() })["annotations"].clone();
+    let expected =
+        json!({ "io.caisson.disk-bandwidth": "1048576:4096", "io.caisson.disk-iops": "10:10" });
+    assert_eq!(annotations, expected);
+}

@@ -61,6 +61,29 @@ fn logs_are_followed_to_the_end() {
 }
 
 #[test]
+fn logs_are_read_and_followed_over_rotations() {
+    let host = host!();
+    let all: String = (1..=40).map(|number| format!("line {number}\n")).collect();
+    let script = "i=1; while [ $i -le 40 ]; do echo line $i; i=$((i+1)); sleep 0.02; done";
+    let limit = ["--log-opt", "max-size=400", "--log-opt", "max-file=100"];
+    let run = |first: &[&str], name: &str| {
+        let rest = ["--name", name, "tools", "sh", "-c", script];
+        host.caisson(&[first, &limit[..], &rest].concat())
+    };
+    run(&["run", "-d"], "detached").succeeded();
+    host.caisson(&["logs", "-f", "detached"]).succeeded().printed(&all);
+    run(&["run"], "attached").succeeded().printed(&all);
+    for name in ["detached", "attached"] {
+        host.caisson(&["logs", name]).succeeded().printed(&all);
+        host.caisson(&["logs", "-n", "2", name]).succeeded().printed("line 39\nline 40\n");
+    }
+    let rest = ["--log-opt", "max-size=400", "--name", "short", "tools", "sh", "-c", script];
+    host.caisson(&[&["run"], &rest[..]].concat()).succeeded();
+    let kept = host.caisson(&["logs", "short"]).succeeded().stdout.clone();
+    assert!(all.ends_with(&kept) && (1..=6).contains(&kept.lines().count()), "{kept}");
+}
+
+#[test]
 fn signals_are_passed_on() {
     let host = host!();
     let script = "trap 'echo got it; exit 3' TERM; echo ready; while :; do sleep 0.05; done";

@@ -4,32 +4,52 @@
 //! longer than 16 KiB comes in pieces, of which only the last ends with `\n`, as from
 //! Docker. Bytes that are no UTF-8 become U+FFFD, which is Docker's loss too.
 
-use std::io;
+use std::{
+    io,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
+use super::rotating_file::{RotatingFile, Rotation};
 use crate::time;
 
 /// The most that one record holds of a line, as in Docker.
 const MAX_PIECE_BYTES: usize = 16 << 10;
 
+/// What is written at once; a record may be longer.
+const MAX_BATCH_BYTES: u64 = 64 << 10;
+
+/// Users read each other's logs no more than with Docker.
+const MODE: u32 = 0o640;
+
+/// One stream of a process on its way into a log.
 #[derive(Debug)]
-pub(super) struct JsonLog {
+pub struct JsonLog {
     stream: &'static str,
     /// The beginning of a line whose end has not come.
     partial: Vec<u8>,
+    /// The process's other stream writes there too.
+    file: Arc<Mutex<RotatingFile>>,
 }
 
 impl JsonLog {
-    pub(super) fn new(stream: &'static str) -> Self {
-        Self { stream, partial: Vec::new() }
+    /// A log for the stream of this name.
+    pub fn open(path: &Path, rotation: Rotation, stream: &'static str) -> io::Result<Self> {
+        let file = Arc::new(Mutex::new(RotatingFile::open(path, rotation, MODE)?));
+        Ok(Self { stream, partial: Vec::new(), file })
+    }
+
+    /// The same log for another stream; a log must not be open twice, lest one writer miss
+    /// the other's rotations.
+    #[must_use]
+    pub fn for_stream(&self, stream: &'static str) -> Self {
+        Self { stream, partial: Vec::new(), file: Arc::clone(&self.file) }
     }
 
     /// Takes output and writes each line, or full piece, that it completes.
-    pub(super) fn push(
-        &mut self,
-        mut bytes: &[u8],
-        mut write: impl FnMut(&[u8]) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let mut records = Vec::new();
+    pub fn push(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        let file = Arc::clone(&self.file);
+        let mut batch = Batch::new(&file);
         while !bytes.is_empty() {
             let room = MAX_PIECE_BYTES - self.partial.len();
             let piece = &bytes[..bytes.len().min(room)];
@@ -38,38 +58,75 @@ impl JsonLog {
             self.partial.extend_from_slice(piece);
             bytes = rest;
             if line_end.is_some() {
-                self.emit(self.partial.len(), &mut records);
+                batch.add(&self.take_record(self.partial.len()));
             } else if self.partial.len() == MAX_PIECE_BYTES {
                 // A character is not cut in two.
-                self.emit(whole_characters(&self.partial), &mut records);
+                batch.add(&self.take_record(whole_characters(&self.partial)));
             }
         }
-        if records.is_empty() { Ok(()) } else { write(&records) }
+        batch.finish()
     }
 
     /// Writes the last line if it has no end.
-    pub(super) fn finish(
-        &mut self,
-        mut write: impl FnMut(&[u8]) -> io::Result<()>,
-    ) -> io::Result<()> {
-        if self.partial.is_empty() {
-            return Ok(());
+    pub fn finish(&mut self) -> io::Result<()> {
+        let file = Arc::clone(&self.file);
+        let mut batch = Batch::new(&file);
+        if !self.partial.is_empty() {
+            batch.add(&self.take_record(self.partial.len()));
         }
-        let mut records = Vec::new();
-        self.emit(self.partial.len(), &mut records);
-        write(&records)
+        batch.finish()
     }
 
-    fn emit(&mut self, length: usize, records: &mut Vec<u8>) {
+    /// Makes a record of the first `length` bytes that wait.
+    fn take_record(&mut self, length: usize) -> Vec<u8> {
         let text = String::from_utf8_lossy(&self.partial[..length]);
         let record = serde_json::json!({
             "log": text,
             "stream": self.stream,
             "time": time::rfc3339_nanos(time::now_unix_nanos()),
         });
-        records.extend_from_slice(record.to_string().as_bytes());
-        records.push(b'\n');
+        let mut line = record.to_string().into_bytes();
+        line.push(b'\n');
         self.partial.drain(..length);
+        line
+    }
+}
+
+/// Records that go into the file by one call, as long as they fit it.
+struct Batch<'a> {
+    file: MutexGuard<'a, RotatingFile>,
+    records: Vec<u8>,
+    /// Of the first call that failed; what follows is tried all the same.
+    failure: Option<io::Error>,
+}
+
+impl<'a> Batch<'a> {
+    fn new(file: &'a Mutex<RotatingFile>) -> Self {
+        // Between two calls the file is as it should be, whoever panicked.
+        let file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        Self { file, records: Vec::new(), failure: None }
+    }
+
+    fn add(&mut self, record: &[u8]) {
+        let room = self.file.room().min(MAX_BATCH_BYTES);
+        if !self.records.is_empty() && (self.records.len() + record.len()) as u64 > room {
+            self.write();
+        }
+        self.records.extend_from_slice(record);
+    }
+
+    fn write(&mut self) {
+        if let Err(error) = self.file.append(&self.records) {
+            self.failure.get_or_insert(error);
+        }
+        self.records.clear();
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        if !self.records.is_empty() {
+            self.write();
+        }
+        self.failure.map_or(Ok(()), Err)
     }
 }
 
@@ -96,22 +153,15 @@ mod tests {
     use super::*;
 
     fn logged(chunks: &[&[u8]]) -> Vec<String> {
-        let mut log = JsonLog::new("stderr");
-        let mut out = Vec::new();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let mut log = JsonLog::open(&path, Rotation::default(), "stderr").unwrap();
         for chunk in chunks {
-            log.push(chunk, |bytes| {
-                out.extend_from_slice(bytes);
-                Ok(())
-            })
-            .unwrap();
+            log.push(chunk).unwrap();
             assert!(log.partial.len() < MAX_PIECE_BYTES, "a piece waits though it is full");
         }
-        log.finish(|bytes| {
-            out.extend_from_slice(bytes);
-            Ok(())
-        })
-        .unwrap();
-        let text = String::from_utf8(out).unwrap();
+        log.finish().unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
         text.lines()
             .map(|line| {
                 let record: serde_json::Value = serde_json::from_str(line).unwrap();
@@ -149,6 +199,31 @@ mod tests {
         // And bytes that only look like the beginning of one do not stay for ever.
         let broken = [vec![b'x'; MAX_PIECE_BYTES - 1], vec![0xf0], vec![b'y'; 9]].concat();
         assert_eq!(logged(&[&broken]).concat().len(), MAX_PIECE_BYTES - 1 + 3 + 9);
+    }
+
+    // Hostile case 32.
+
+    #[test]
+    fn a_flood_without_a_newline_takes_little_memory_and_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let rotation = Rotation { max_bytes: Some(1 << 20), max_files: 3 };
+        let mut log = JsonLog::open(&path, rotation, "stdout").unwrap();
+        let mut other = log.for_stream("stderr");
+        for _ in 0..16 << 20 >> 15 {
+            log.push(&[b'x'; 32 << 10]).unwrap();
+            other.push(b"a line\n").unwrap();
+            assert!(log.partial.capacity() <= 2 * MAX_PIECE_BYTES, "{}", log.partial.capacity());
+        }
+        let files = crate::stdio::log_files::oldest_first(&path).unwrap();
+        let bytes = files.iter().map(|file| std::fs::metadata(file).unwrap().len()).sum::<u64>();
+        assert!((1 << 20..=3 << 20).contains(&bytes), "{bytes} bytes");
+        for file in files {
+            let text = std::fs::read_to_string(file).unwrap();
+            assert!(
+                text.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok())
+            );
+        }
     }
 
     proptest! {

@@ -8,8 +8,10 @@
 //! Each relay holds one buffer: a reader that does not drain stops the relay, the
 //! stream's credit stops the guest, and memory stays flat.
 
-mod json_log;
+pub mod json_log;
+pub mod log_files;
 mod relay;
+pub mod rotating_file;
 mod target;
 
 use std::{io, path::PathBuf};
@@ -54,11 +56,16 @@ impl StdioSpec {
         let stdout = Target::parse("stdout", &self.stdout)?;
         // A terminal has one output.
         let stderr = if self.terminal { None } else { Target::parse("stderr", &self.stderr)? };
-        Ok(OpenStdio {
-            stdin: stdin.map(|target| target.open_stdin()).transpose()?,
-            stdout: stdout.map(|target| target.open_sink("stdout")).transpose()?,
-            stderr: stderr.map(|target| target.open_sink("stderr")).transpose()?,
-        })
+        let stdin = stdin.map(|target| target.open_stdin()).transpose()?;
+        let same_log = stdout == stderr;
+        let stdout = stdout.map(|target| target.open_sink("stdout")).transpose()?;
+        let stderr = match (stderr, &stdout) {
+            (Some(_), Some(target::Sink::JsonFile(log))) if same_log => {
+                Some(target::Sink::JsonFile(log.for_stream("stderr")))
+            }
+            (stderr, _) => stderr.map(|target| target.open_sink("stderr")).transpose()?,
+        };
+        Ok(OpenStdio { stdin, stdout, stderr })
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::{
     net::unix::pipe::{self, Receiver, Sender},
 };
 
-use super::{StdioError, json_log::JsonLog};
+use super::{StdioError, json_log::JsonLog, rotating_file::Rotation};
 
 /// What an engine's name for a stream means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +21,9 @@ pub enum Target {
     Fifo(PathBuf),
     /// `file://`: raw bytes, appended.
     File(PathBuf),
-    /// `json-file://`: Docker's log format, appended.
-    JsonFile(PathBuf),
+    /// `json-file://`: Docker's log format, appended, and rotated as
+    /// `?max-bytes=N&max-files=N` says.
+    JsonFile(PathBuf, Rotation),
 }
 
 impl Target {
@@ -34,15 +35,19 @@ impl Target {
             Some((scheme, path)) => (scheme, path),
             None => ("fifo", uri),
         };
-        // containerd appends the logger's options as a query; these targets have none.
-        let path = PathBuf::from(path.split('?').next().unwrap_or(path));
+        // containerd appends the logger's options as a query.
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let path = PathBuf::from(path);
         if !path.is_absolute() {
             return invalid("the path is not absolute");
         }
         match scheme {
             "fifo" => Ok(Some(Self::Fifo(path))),
             "file" if stream != "stdin" => Ok(Some(Self::File(path))),
-            "json-file" if stream != "stdin" => Ok(Some(Self::JsonFile(path))),
+            "json-file" if stream != "stdin" => match rotation(query) {
+                Some(rotation) => Ok(Some(Self::JsonFile(path, rotation))),
+                None => invalid("max-bytes and max-files are positive numbers"),
+            },
             "file" | "json-file" => invalid("standard input comes from a FIFO only"),
             "binary" => invalid(
                 "logging by an external program (binary://) is not supported; use a FIFO, file:// or json-file://",
@@ -52,7 +57,7 @@ impl Target {
     }
 
     pub(super) fn open_stdin(self) -> Result<Stdin, StdioError> {
-        let (Self::Fifo(path) | Self::File(path) | Self::JsonFile(path)) = self;
+        let (Self::Fifo(path) | Self::File(path) | Self::JsonFile(path, _)) = self;
         Stdin::open(&path).map_err(|source| StdioError::Open { stream: "stdin", path, source })
     }
 
@@ -60,12 +65,29 @@ impl Target {
         let (opened, path) = match self {
             Self::Fifo(path) => (open_fifo_for_output(&path).map(Sink::Fifo), path),
             Self::File(path) => (open_appending(&path).map(Sink::File), path),
-            Self::JsonFile(path) => {
-                (open_appending(&path).map(|file| Sink::JsonFile(file, JsonLog::new(stream))), path)
+            Self::JsonFile(path, rotation) => {
+                (JsonLog::open(&path, rotation, stream).map(Sink::JsonFile), path)
             }
         };
         opened.map_err(|source| StdioError::Open { stream, path, source })
     }
+}
+
+/// What a query says; options of other loggers are no business of this one.
+fn rotation(query: &str) -> Option<Rotation> {
+    let mut rotation = Rotation { max_bytes: None, max_files: 1 };
+    for option in query.split('&') {
+        match option.split_once('=') {
+            Some(("max-bytes", number)) => {
+                rotation.max_bytes = Some(number.parse().ok().filter(|&bytes: &u64| bytes > 0)?);
+            }
+            Some(("max-files", number)) => {
+                rotation.max_files = number.parse().ok().filter(|&files: &u32| files > 0)?;
+            }
+            _ => {}
+        }
+    }
+    Some(rotation)
 }
 
 /// A FIFO to read standard input from.
@@ -93,7 +115,7 @@ impl Stdin {
 pub(super) enum Sink {
     Fifo(Sender),
     File(File),
-    JsonFile(File, JsonLog),
+    JsonFile(JsonLog),
 }
 
 impl Sink {
@@ -102,7 +124,7 @@ impl Sink {
         match self {
             Self::Fifo(fifo) => fifo.write_all(bytes).await,
             Self::File(file) => file.write_all(bytes),
-            Self::JsonFile(file, log) => log.push(bytes, |lines| file.write_all(lines)),
+            Self::JsonFile(log) => log.push(bytes),
         }
     }
 
@@ -110,7 +132,7 @@ impl Sink {
     pub(super) fn finish(&mut self) -> io::Result<()> {
         match self {
             Self::Fifo(_) | Self::File(_) => Ok(()),
-            Self::JsonFile(file, log) => log.finish(|lines| file.write_all(lines)),
+            Self::JsonFile(log) => log.finish(),
         }
     }
 }
@@ -156,12 +178,23 @@ mod tests {
         assert_eq!(parse("/a/b").unwrap(), Some(Target::Fifo("/a/b".into())));
         assert_eq!(parse("fifo:///a/b").unwrap(), Some(Target::Fifo("/a/b".into())));
         assert_eq!(parse("file:///a").unwrap(), Some(Target::File("/a".into())));
-        assert_eq!(parse("json-file:///a?x=1").unwrap(), Some(Target::JsonFile("/a".into())));
+        let log = |max_bytes, max_files| {
+            Some(Target::JsonFile("/a".into(), Rotation { max_bytes, max_files }))
+        };
+        assert_eq!(parse("json-file:///a?x=1").unwrap(), log(None, 1));
+        assert_eq!(parse("json-file:///a?max-bytes=9&max-files=3").unwrap(), log(Some(9), 3));
     }
 
     #[test]
     fn what_cannot_be_is_refused_with_a_reason() {
-        for uri in ["binary:///usr/bin/logger", "relative", "ftp:///x", "file://host/x"] {
+        for uri in [
+            "binary:///usr/bin/logger",
+            "relative",
+            "ftp:///x",
+            "file://host/x",
+            "json-file:///x?max-bytes=0",
+            "json-file:///x?max-files=-1",
+        ] {
             let error = parse(uri).unwrap_err().to_string();
             assert!(error.contains(uri), "{error}");
         }

@@ -1,11 +1,10 @@
-//! What the guest writes on its serial console: the last of it for error messages, the
-//! first of it in the bundle's `console.log`.
+//! What the guest writes on its serial console: the last of it for error messages, and more
+//! of it in the bundle's `console.log` and `console.log.1`.
 
 use std::{
     collections::VecDeque,
-    fs::{File, OpenOptions},
-    io::Write,
-    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
+    fs,
+    os::fd::OwnedFd,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -13,15 +12,22 @@ use std::{
 
 use tokio::{io::AsyncReadExt, net::unix::pipe};
 
-use crate::text;
+use crate::{
+    stdio::{
+        log_files,
+        rotating_file::{RotatingFile, Rotation},
+    },
+    text,
+};
 
 /// What is kept for messages.
 const RING_BYTES: usize = 32 << 10;
 /// What an error message quotes.
 const TAIL_BYTES: usize = 4096;
 const TAIL_LINES: usize = 25;
-/// What is kept on disk.
-const LOG_BYTES: usize = 1 << 20;
+/// What is kept on disk: the end, in two files.
+const LOG: Rotation = Rotation { max_bytes: Some(512 << 10), max_files: 2 };
+const LOG_MODE: u32 = 0o600;
 
 /// A guest that floods its console is read at this pace at most; its vCPU waits.
 const BURST_BYTES: usize = 64 << 10;
@@ -51,9 +57,8 @@ impl Ring {
     }
 }
 
-/// Reads a pipe until it ends, into `ring` and, as far as it goes, into the file `log`.
-pub(super) async fn drain(mut pipe: pipe::Receiver, ring: Ring, log: Option<File>) {
-    let (mut log, mut room) = (log, LOG_BYTES);
+/// Reads a pipe until it ends, into `ring` and into `log`.
+pub(super) async fn drain(mut pipe: pipe::Receiver, ring: Ring, mut log: Option<RotatingFile>) {
     let mut buffer = vec![0; 4096];
     let mut burst = 0;
     while let Ok(count) = pipe.read(&mut buffer).await {
@@ -61,14 +66,12 @@ pub(super) async fn drain(mut pipe: pipe::Receiver, ring: Ring, log: Option<File
             return;
         }
         ring.push(&buffer[..count]);
-        let logged = count.min(room);
         if let Some(file) = &mut log
-            && file.write_all(&buffer[..logged]).is_err()
+            && file.append(&buffer[..count]).is_err()
         {
             // A full disk; the ring still has the end.
             log = None;
         }
-        room -= logged;
         burst += count;
         if burst >= BURST_BYTES {
             burst = 0;
@@ -78,10 +81,14 @@ pub(super) async fn drain(mut pipe: pipe::Receiver, ring: Ring, log: Option<File
 }
 
 /// A new console log. Without one the console is still there for messages.
-pub(super) fn open_log(path: &Path) -> Option<File> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    options.open(path).inspect_err(|error| log::warn!("open {}: {error}", path.display())).ok()
+pub(super) fn open_log(path: &Path) -> Option<RotatingFile> {
+    let open = || {
+        for file in log_files::oldest_first(path)? {
+            fs::remove_file(file)?;
+        }
+        RotatingFile::open(path, LOG, LOG_MODE)
+    };
+    open().inspect_err(|error| log::warn!("open {}: {error}", path.display())).ok()
 }
 
 /// A pipe whose reading end is asynchronous and whose writing end is for a child.
@@ -102,6 +109,8 @@ fn nonblocking(fd: OwnedFd) -> std::io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs::File, io::Write};
+
     use super::*;
 
     #[test]
@@ -119,13 +128,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_log_is_bounded() {
+    async fn the_log_is_bounded_and_keeps_the_end() {
+        const SENT_BYTES: usize = (1 << 20) + (300 << 10);
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("console.log");
+        // Of a VM before.
+        std::fs::write(log_files::numbered(&path, 1), "old").unwrap();
         let (reader, writer) = pipe_for_child().unwrap();
         let writer = std::thread::spawn(move || {
             let mut file = File::from(writer);
-            for _ in 0..(LOG_BYTES + (64 << 10)) / 1024 {
+            for _ in 0..SENT_BYTES / 1024 {
                 file.write_all(&[b'a'; 1024]).unwrap();
             }
             file.write_all(b"\nend\n").unwrap();
@@ -133,7 +145,11 @@ mod tests {
         let ring = Ring::default();
         drain(reader, ring.clone(), open_log(&path)).await;
         writer.join().unwrap();
-        assert_eq!(std::fs::metadata(path).unwrap().len(), LOG_BYTES as u64);
+        let files = log_files::oldest_first(&path).unwrap();
+        let text: String =
+            files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+        assert!((512 << 10..=1 << 20).contains(&text.len()), "{}", text.len());
+        assert!(text.ends_with("a\nend\n") && !text.contains("old"));
         assert!(ring.tail().ends_with("end"));
     }
 }

@@ -18,6 +18,7 @@ use std::{
 use caisson_shim::{
     exit::Exit,
     kind::{ErrorKind, to_status},
+    stdio::{Target, json_log::JsonLog},
 };
 use containerd_shim::protos::ttrpc;
 use serde_json::Value;
@@ -31,7 +32,7 @@ pub(crate) struct Stdio {
 
 enum Sink {
     Fifo(File),
-    JsonFile(File, &'static str),
+    Log(JsonLog),
 }
 
 impl Stdio {
@@ -44,35 +45,40 @@ impl Stdio {
             unsafe { libc::fcntl(reader.as_raw_fd(), libc::F_SETFL, 0) };
             (reader, Arc::new(Mutex::new(Some(keep_open))))
         });
-        Self { stdin, stdout: Sink::open(stdout, "stdout"), stderr: Sink::open(stderr, "stderr") }
+        let shared = stdout == stderr;
+        let stdout = Sink::open(stdout, "stdout");
+        let stderr = match &stdout {
+            Some(Sink::Log(log)) if shared => Some(Sink::Log(log.for_stream("stderr"))),
+            _ => Sink::open(stderr, "stderr"),
+        };
+        Self { stdin, stdout, stderr }
     }
 }
 
 impl Sink {
     fn open(uri: &str, stream: &'static str) -> Option<Self> {
-        if uri.is_empty() {
-            return None;
+        match Target::parse(stream, uri).expect("a target") {
+            None => None,
+            Some(Target::JsonFile(path, rotation)) => {
+                Some(Self::Log(JsonLog::open(&path, rotation, stream).expect("a log")))
+            }
+            Some(Target::Fifo(path) | Target::File(path)) => {
+                let file = OpenOptions::new().read(true).write(true).open(path);
+                Some(Self::Fifo(file.expect("a FIFO")))
+            }
         }
-        Some(match uri.strip_prefix("json-file://") {
-            Some(path) => {
-                let file = OpenOptions::new().append(true).create(true).open(path);
-                Self::JsonFile(file.expect("a log"), stream)
-            }
-            None => {
-                Self::Fifo(OpenOptions::new().read(true).write(true).open(uri).expect("a FIFO"))
-            }
-        })
     }
 
     fn write(&mut self, bytes: &[u8]) {
         match self {
             Self::Fifo(fifo) => fifo.write_all(bytes).expect("the FIFO takes it"),
-            Self::JsonFile(file, stream) => {
-                let record = serde_json::json!({
-                    "log": String::from_utf8_lossy(bytes), "stream": stream, "time": "2026-01-01T00:00:00Z",
-                });
-                file.write_all(format!("{record}\n").as_bytes()).expect("the log takes it");
-            }
+            Self::Log(log) => log.push(bytes).expect("the log takes it"),
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Self::Log(log) = self {
+            log.finish().expect("the log takes it");
         }
     }
 }
@@ -213,6 +219,7 @@ fn output(mut from: File, mut sink: Sink) -> JoinHandle<()> {
         while let Ok(count @ 1..) = from.read(&mut buffer) {
             sink.write(&buffer[..count]);
         }
+        sink.finish();
     })
 }
 
