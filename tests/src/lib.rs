@@ -4,8 +4,10 @@
 //! those every test here says why it skips. On a host whose KVM cannot run guests the
 //! programs carry themselves into the machine, so the tests are the same everywhere.
 
+pub mod killed;
 mod leftovers;
 mod outcome;
+pub mod soak;
 mod terminal;
 
 use std::{
@@ -180,8 +182,13 @@ impl Host {
 
     /// Whether KVM here cannot run guests.
     pub fn uses_machine(&self) -> bool {
-        let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        !processor.split_whitespace().any(|flag| flag == "svm" || flag == "vmx")
+        !runs_guests()
+    }
+
+    /// `C=…`: a shell then runs `caisson` with this store and state as `$C`.
+    pub fn shell_variable(&self) -> String {
+        let (program, root, state) = (self.program.display(), self.root(), self.state());
+        format!("C='{program} --root {} --state {}'", root.display(), state.display())
     }
 
     pub fn root(&self) -> PathBuf {
@@ -200,6 +207,12 @@ impl Host {
     pub fn scratch(&self) -> tempfile::TempDir {
         tempfile::Builder::new().prefix("test-").tempdir_in(&self.directory).expect("a directory")
     }
+}
+
+/// Whether KVM here runs guests.
+pub fn runs_guests() -> bool {
+    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    processor.split_whitespace().any(|flag| flag == "svm" || flag == "vmx")
 }
 
 /// Asks `condition` until it holds; fails the test, with `what`, after `seconds`.

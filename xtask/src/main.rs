@@ -14,6 +14,7 @@ mod packages;
 mod policy;
 mod process;
 mod quickstart;
+mod soak;
 mod specification;
 mod tests;
 mod workspace;
@@ -54,6 +55,8 @@ enum Task {
         #[command(subcommand)]
         bench: Bench,
     },
+    /// Run containers with random faults for a long time, and fail if anything grows
+    Soak(soak::SoakArgs),
     /// Copy the built programs and files below a prefix
     Install {
         #[arg(long, default_value = "/usr/local")]
@@ -78,6 +81,7 @@ enum Bench {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Task::Quickstart => quickstart::run_all(),
+        Task::Soak(arguments) => soak::run(&arguments),
         Task::Setup => packages::install_missing(),
         Task::Build => binaries::build_all(),
         Task::Images => images::make_all().map(|images| {
