@@ -11,6 +11,8 @@
 mod devices;
 #[path = "hostile/guest.rs"]
 mod guest;
+#[path = "hostile/net.rs"]
+mod net;
 #[path = "hostile/queues.rs"]
 mod queues;
 #[path = "hostile/scene.rs"]

@@ -192,6 +192,9 @@ fn a_listed_call_with_other_arguments_kills() {
     for (kind, what, number, arguments) in [
         (ThreadKind::Io, "KVM_RUN", libc::SYS_ioctl, [NONE, KVM_RUN.into(), 0, 0, 0, 0]),
         (ThreadKind::Control, "KVM_RUN", libc::SYS_ioctl, [NONE, KVM_RUN.into(), 0, 0, 0, 0]),
+        (ThreadKind::Vcpu, "offloads", libc::SYS_ioctl, [NONE, libc::TUNSETOFFLOAD, 0, 0, 0, 0]),
+        (ThreadKind::Io, "others", libc::SYS_ioctl, [NONE, libc::TUNSETOFFLOAD, 0x10, 0, 0, 0]),
+        (ThreadKind::Io, "a tap", libc::SYS_ioctl, [NONE, libc::TUNSETIFF, 0, 0, 0, 0]),
         (ThreadKind::Vcpu, "FIONREAD", libc::SYS_ioctl, [NONE, libc::FIONREAD, 0, 0, 0, 0]),
         (ThreadKind::Vcpu, "a kick", libc::SYS_tgkill, [parent, NONE, kick, 0, 0, 0]),
         (ThreadKind::Io, "a kick", libc::SYS_tgkill, [parent, NONE, kick, 0, 0, 0]),

@@ -640,6 +640,23 @@ fn a_request_larger_than_the_burst_passes_and_is_made_up_for() {
     assert_eq!(driver.queues[0].take_used().len(), 1);
 }
 
+// Hostile case 11, with a request that is held.
+#[test]
+fn a_kick_storm_while_a_request_waits_is_not_listened_to_and_frees_nothing() {
+    let (mut driver, _file, _device) = limited(&limit(1, 1));
+    add_read(&mut driver);
+    add_read(&mut driver);
+    driver.kick(0);
+    assert_eq!(driver.queues[0].take_used().len(), 1);
+    let mut wake_ups = 0;
+    for _ in 0..1000 {
+        driver.queues[0].notify.write(1).unwrap();
+        wake_ups += driver.run_for(0);
+    }
+    assert!(wake_ups < 200, "{wake_ups}");
+    assert_eq!(driver.queues[0].take_used(), []);
+}
+
 #[test]
 fn two_disks_share_a_limit() {
     let limiter = limit(1, 3);
