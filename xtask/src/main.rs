@@ -7,6 +7,7 @@ mod bench;
 mod binaries;
 mod check;
 mod cpio;
+mod fuzz;
 mod images;
 mod kernel;
 mod machine_assets;
@@ -50,6 +51,14 @@ enum Task {
     },
     /// Run what needs no VM: formatting, lints, policy, unit tests
     Check,
+    /// Feed the parsers of foreign data with what they must bear: all targets, or these
+    Fuzz {
+        /// Names of files in fuzz/targets, without the ending
+        targets: Vec<String>,
+        /// How long each target runs
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// Measure, and compare with the recorded budgets
     Bench {
         #[command(subcommand)]
@@ -91,6 +100,7 @@ fn main() -> anyhow::Result<()> {
         }),
         Task::Test { filter, only_end_to_end } => tests::run(filter.as_deref(), only_end_to_end),
         Task::Check => check::run(),
+        Task::Fuzz { targets, seconds } => fuzz::run(&targets, seconds),
         Task::Bench { bench: Bench::Boot { runs } } => bench::boot(runs),
         Task::Bench { bench: Bench::Isolation { runs } } => bench::isolation(runs),
         Task::Install { prefix } => binaries::install(&prefix),

@@ -5,12 +5,19 @@ use std::{path::PathBuf, process::Command};
 use crate::{
     binaries,
     check::{self, Check},
-    images, packages, process,
+    fuzz, images, packages, process,
 };
+
+/// How long each fuzz target runs: it finds what is broken at once, not what is rare.
+const FUZZ_SECONDS: u64 = 10;
 
 pub(crate) fn run(filter: Option<&str>, only_end_to_end: bool) -> anyhow::Result<()> {
     packages::install_missing()?;
-    let mut checks = if only_end_to_end || filter.is_some() { Vec::new() } else { check::checks() };
+    let mut checks = Vec::new();
+    if !only_end_to_end && filter.is_none() {
+        checks = check::checks();
+        checks.push(Check::new("fuzzing", || fuzz::run(&[], FUZZ_SECONDS)));
+    }
     let filter = filter.map(str::to_owned);
     checks.push(Check::new("build", binaries::build_all));
     checks.push(Check::new("images", || images::make_all().map(drop)));

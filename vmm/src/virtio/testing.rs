@@ -27,6 +27,13 @@ const RING_STRIDE: u64 = 0x4000;
 const AVAIL_OFFSET: u64 = 0x1000;
 const USED_OFFSET: u64 = 0x2000;
 
+/// Where the parts of the first queue are.
+pub mod ring {
+    pub const TABLE: u64 = super::RING_AREA;
+    pub const AVAILABLE: u64 = TABLE + super::AVAIL_OFFSET;
+    pub const USED: u64 = TABLE + super::USED_OFFSET;
+}
+
 pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 pub const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 pub const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
@@ -322,7 +329,8 @@ pub fn write_chain(memory: &Memory, table: u64, indices: &[u16], buffers: &[Buff
     }
 }
 
-fn put_descriptor(memory: &Memory, table: u64, index: u16, descriptor: Descriptor) {
+/// Writes one descriptor into the table at `table`.
+pub fn put_descriptor(memory: &Memory, table: u64, index: u16, descriptor: Descriptor) {
     let address = table + u64::from(index) * size_of::<Descriptor>() as u64;
     memory.write_obj(descriptor, GuestAddress(address)).expect("the table is in RAM");
 }

@@ -11,7 +11,7 @@ mod source_filter;
 mod tap;
 mod transmit;
 
-use std::{io, net::IpAddr, sync::Arc};
+use std::{fs::File, io, net::IpAddr, sync::Arc};
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_bindings::{
@@ -73,9 +73,19 @@ pub struct Net {
 
 impl Net {
     pub fn new(spec: NetSpec) -> io::Result<Self> {
+        Self::over(Tap::new, spec)
+    }
+
+    /// A device over a socket that keeps frames apart, as a tap does.
+    #[cfg(feature = "testing")]
+    pub fn over_socket(spec: NetSpec) -> io::Result<Self> {
+        Self::over(Tap::nonblocking, spec)
+    }
+
+    fn over(open: impl FnOnce(File) -> io::Result<Tap>, spec: NetSpec) -> io::Result<Self> {
         let NetSpec { tap, mac, mtu, addresses, receive_limit, transmit_limit } = spec;
         Ok(Self {
-            tap: Arc::new(Tap::new(tap)?),
+            tap: Arc::new(open(tap)?),
             mac,
             mtu,
             addresses,
