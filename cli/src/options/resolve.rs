@@ -38,11 +38,11 @@ pub enum OptionError {
     Logging(#[from] logging::LogOptionError),
     #[error("--{flag}")]
     Size { flag: &'static str, source: UnitError },
-    #[error("minimum memory limit allowed is 6MB; {bytes} bytes are too few")]
+    #[error("--memory: {bytes} bytes are too few; minimum memory limit allowed is 6MB")]
     MemoryTooSmall { bytes: u64 },
     #[error("--memory-swap must be at least --memory, which must be set too")]
     MemorySwap,
-    #[error("range of CPUs is from 0.01 to {MAX_CPUS}; {given} is not in it")]
+    #[error("--cpus {given}: range of CPUs is from 0.01 to {MAX_CPUS}")]
     Cpus { given: String },
     #[error("the working directory {0:?} is invalid. It needs to be an absolute path")]
     WorkingDir(String),
@@ -50,7 +50,7 @@ pub enum OptionError {
     Hostname(String),
     #[error("--oom-score-adj must be from -1000 to 1000, not {0}")]
     OomScoreAdj(i32),
-    #[error("--pids-limit must be positive, or -1 for unlimited, not {0}")]
+    #[error("--pids-limit {0}: it must be positive, or -1 for unlimited")]
     Pids(i64),
     #[error("--network {0}: networks are not part of this version; there is `none`")]
     Network(String),
@@ -381,6 +381,16 @@ mod tests {
         assert_eq!(limits.shm_bytes, Some(1 << 20));
         let operations = limits.disk_limit.operations.unwrap();
         assert_eq!((operations.per_second, operations.burst), (100, 200));
+        for (bad, message) in [
+            (
+                ["-m", "5m"],
+                "--memory: 5242880 bytes are too few; minimum memory limit allowed is 6MB",
+            ),
+            (["--cpus", "33"], "--cpus 33: range of CPUs is from 0.01 to 32"),
+            (["--pids-limit", "-7"], "--pids-limit -7: it must be positive, or -1 for unlimited"),
+        ] {
+            assert_eq!(merged(&bad).unwrap_err().to_string(), message);
+        }
         for bad in [
             &["-m", "5m"][..],
             &["-m", "lots"],
