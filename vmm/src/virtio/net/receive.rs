@@ -179,7 +179,9 @@ impl Receive {
     /// A tap that must wait is not heard; when it is again, what it holds is an event.
     fn listen(&mut self, wanted: bool, ops: &mut EventOps) {
         if wanted != self.is_listening {
-            let events = if wanted { FRAMES } else { EventSet::empty() };
+            // Edge-triggered all the same: that the interface is gone is always told, and
+            // once is enough.
+            let events = if wanted { FRAMES } else { EventSet::EDGE_TRIGGERED };
             ops.modify(Events::new(&*self.tap, events)).expect("the tap is registered");
             self.is_listening = wanted;
         }

@@ -283,6 +283,25 @@ fn a_receive_queue_that_is_never_refilled_holds_one_frame() {
 }
 
 #[test]
+fn an_interface_that_is_gone_keeps_nobody_busy() {
+    for frame_waits in [false, true] {
+        let (mut driver, mut host, net) = guest();
+        if frame_waits {
+            host.write_all(&packet(&NO_HEADER, &frame(60))).unwrap();
+            driver.run();
+        }
+        drop(host);
+        // Panics if the worker never waits.
+        driver.run();
+        driver.queues[RX].add(&[Writable(DATA, 1500)]);
+        driver.kick(RX);
+        assert_eq!(driver.queues[RX].take_used().len(), usize::from(frame_waits));
+        send(&mut driver, &packet(&NO_HEADER, &frame(60)));
+        assert_eq!(net.counters.report().send_dropped, 1);
+    }
+}
+
+#[test]
 fn a_frame_that_does_not_fit_is_dropped_and_counted() {
     for mut guest in [guest(), guest_without_mergeable_buffers()] {
         let (driver, host, net) = (&mut guest.0, &mut guest.1, &guest.2);
