@@ -210,7 +210,7 @@ mod tests {
         let rotation = Rotation { max_bytes: Some(1 << 20), max_files: 3 };
         let mut log = JsonLog::open(&path, rotation, "stdout").unwrap();
         let mut other = log.for_stream("stderr");
-        for _ in 0..16 << 20 >> 15 {
+        for _ in 0..6 << 20 >> 15 {
             log.push(&[b'x'; 32 << 10]).unwrap();
             other.push(b"a line\n").unwrap();
             assert!(log.partial.capacity() <= 2 * MAX_PIECE_BYTES, "{}", log.partial.capacity());

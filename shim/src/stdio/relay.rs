@@ -212,7 +212,7 @@ mod tests {
     use std::{fs, os::unix::fs::OpenOptionsExt, path::Path, time::Instant};
 
     use super::*;
-    use crate::stdio::StdioSpec;
+    use crate::stdio::{StdioSpec, log_files};
 
     const LONG: Duration = Duration::from_secs(20);
 
@@ -303,10 +303,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn both_outputs_share_one_log() {
+    async fn both_outputs_share_one_log_and_its_rotations() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("log");
-        let log = format!("json-file://{}", file.display());
+        let log = format!("json-file://{}?max-bytes=3000&max-files=100", file.display());
         let spec = StdioSpec { stdout: log.clone(), stderr: log, ..Default::default() };
         let (out, mut stdout) = UnixStream::pair().unwrap();
         let (err, mut stderr) = UnixStream::pair().unwrap();
@@ -318,7 +318,9 @@ mod tests {
         }
         drop((stdout, stderr));
         assert!(relays.drained(LONG, LONG).await);
-        let text = fs::read_to_string(file).unwrap();
+        let files = log_files::oldest_first(&file).unwrap();
+        assert!(files.len() > 5);
+        let text: String = files.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
         let records: Vec<serde_json::Value> =
             text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         for (stream, word) in [("stdout", "out"), ("stderr", "err")] {
