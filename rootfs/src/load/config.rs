@@ -6,7 +6,7 @@ use super::LoadError;
 use crate::limits::Limits;
 
 /// Refuses what no process can be given, and lists without end.
-pub(super) fn check_config(config: &ImageConfiguration, limits: &Limits) -> Result<(), LoadError> {
+pub(crate) fn check_config(config: &ImageConfiguration, limits: &Limits) -> Result<(), LoadError> {
     let Some(config) = config.config() else { return Ok(()) };
     let (none, no_labels) = (Vec::new(), Default::default());
     let list = |what, entries: &Option<Vec<String>>| {

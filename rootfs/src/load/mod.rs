@@ -14,6 +14,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::config::check_config;
 pub(crate) use self::docker::{diff_ids, pair_layers};
 pub use self::error::LoadError;
 pub use self::import::{ChangeError, ImportConfig, ImportError, ImportSource};

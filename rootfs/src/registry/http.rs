@@ -14,7 +14,7 @@ use ureq::http::header::{AUTHORIZATION, CONTENT_LENGTH, LOCATION, RETRY_AFTER};
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 
 use super::error::{Detail, RegistryError};
-use super::options::RegistryOptions;
+use super::options::{RegistryOptions, is_loopback};
 use super::tls;
 
 const MAX_REDIRECTS: usize = 10;
@@ -291,9 +291,10 @@ impl Http {
             .timeout_recv_response(Some(patience.first_byte))
             .timeout_per_read(Some(patience.stall))
             .timeout_per_write(Some(patience.stall))
-            .tls_config(tls::config(&self.options, host)?)
-            .build();
-        let agent = Agent::new_with_config(config);
+            .tls_config(tls::config(&self.options, host)?);
+        // A proxy has another idea of what this host is.
+        let config = if is_loopback(host) { config.proxy(None) } else { config };
+        let agent = Agent::new_with_config(config.build());
         agents.insert(host.to_owned(), agent.clone());
         Ok(agent)
     }
@@ -306,6 +307,7 @@ impl Http {
         }
         let why = match &error {
             ureq::Error::HostNotFound => "there is no host of that name",
+            ureq::Error::Io(source) if is_of_lookup(source) => "its name cannot be looked up",
             ureq::Error::BadUri(_) | ureq::Error::Http(_) => "the address is invalid",
             ureq::Error::InvalidProxyUrl => "the proxy's address is invalid",
             ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
@@ -322,6 +324,11 @@ impl Http {
             why => RegistryError::Unreachable { host, why, source },
         }
     }
+}
+
+/// The standard library gives such errors no kind of their own.
+fn is_of_lookup(error: &io::Error) -> bool {
+    error.to_string().starts_with("failed to lookup address information")
 }
 
 fn is_tls(error: &ureq::Error) -> bool {

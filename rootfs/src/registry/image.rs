@@ -6,7 +6,7 @@ use super::error::RegistryError;
 use super::platform::WantedPlatform;
 use crate::digest::Digest;
 use crate::limits::Limits;
-use crate::load::{diff_ids, pair_layers};
+use crate::load::{check_config, diff_ids, pair_layers};
 use crate::manifest::{
     DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, Document, DocumentError, Manifest, OCI_INDEX,
     OCI_MANIFEST, is_layer, parse_config, parse_document,
@@ -53,6 +53,7 @@ impl Finder<'_> {
             let found = format!("{}/{}", os.escape_debug(), architecture.escape_debug());
             return Err(self.no_platform(vec![found]));
         }
+        check_config(&parsed, self.limits)?;
         let diff_ids = diff_ids(&parsed)?;
         pair_layers(found.manifest.layers.len(), diff_ids.len(), self.limits)?;
         let layers: Vec<_> = found.manifest.layers.into_iter().zip(diff_ids).collect();

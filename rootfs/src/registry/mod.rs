@@ -12,9 +12,9 @@
 //! ```
 //!
 //! A registry is foreign: what it sends is bounded before and while it is read, and believed
-//! only as far as its digest goes. The transport is ureq with rustls: synchronous as this
-//! crate is, and a few hundred KiB. `oci-client` was considered; it reads documents without
-//! a bound, does not resume, and does not hear `Retry-After`.
+//! only as far as its digest goes. The transport is ureq with rustls, synchronous as this
+//! crate is. `oci-client` was considered; it reads documents without a bound, does not resume,
+//! and does not hear `Retry-After`.
 
 mod auth;
 mod blob;
