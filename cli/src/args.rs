@@ -115,9 +115,6 @@ fn mistake(error: &clap::Error) -> String {
 /// What to say of Docker's commands that this version does not have.
 fn later(command: &str) -> Option<&'static str> {
     Some(match command {
-        "pull" | "push" | "login" | "logout" | "search" => {
-            "registries are not part of this version; `caisson load` and `caisson import` bring images"
-        }
         "build" | "buildx" | "builder" => {
             "building images is not part of this version; `caisson load` takes what others build"
         }
@@ -171,7 +168,7 @@ mod tests {
             (&["caisson", "run", "--nope", "x"][..], "unknown flag: --nope"),
             (&["caisson", "run", "-Z", "x"], "unknown shorthand flag: -Z"),
             (&["caisson", "rum"], "unknown command: caisson rum; did you mean run?"),
-            (&["caisson", "pull", "x"], "caisson pull: registries are not part of this version"),
+            (&["caisson", "volume", "ls"], "caisson volume: volumes are not part of this version"),
             (&["caisson", "run", "--name"], "flag needs an argument: --name"),
             (&["caisson", "--accel", "hvf", "ps"], "invalid argument \"hvf\" for --accel"),
             (&["caisson", "run"], "missing argument: IMAGE"),

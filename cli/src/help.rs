@@ -9,7 +9,10 @@ const DEFAULT_WIDTH: usize = 80;
 const GROUPS: [(&str, &[&str]); 2] = [
     (
         "Common Commands",
-        &["run", "exec", "ps", "images", "load", "import", "version", "info", "doctor"],
+        &[
+            "run", "exec", "ps", "pull", "push", "images", "login", "logout", "search", "load",
+            "import", "version", "info", "doctor",
+        ],
     ),
     ("Management Commands", &["container", "image", "machine"]),
 ];

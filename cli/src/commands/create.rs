@@ -5,7 +5,11 @@ use std::process::ExitCode;
 use caisson_rootfs::{Image, Reference, StoreError};
 use clap::Args;
 
-use super::{print_line, run::write_cidfile};
+use super::{
+    print_line,
+    pull::{Policy, Wish},
+    run::write_cidfile,
+};
 use crate::{
     config::ContainerConfig,
     engine::{Created, Engine, NewContainer},
@@ -26,17 +30,13 @@ pub struct CreateArgs {
 
 #[derive(Debug, thiserror::Error)]
 enum CreateError {
-    #[error(
-        "Unable to find image '{name}' locally; put it there with `caisson load -i ARCHIVE` or `caisson \
-         import TARBALL {name}`: this version does not pull from registries"
-    )]
+    #[error("No such image: {name}; `caisson pull` or `caisson load` bring images")]
     NoImage { name: String, source: StoreError },
     #[error(
-        "--pull {0}: this version does not pull from registries; load the image with `caisson load`"
+        "image {name} is for {os}/{architecture}, but containers run on linux/amd64; \
+         `caisson pull --platform linux/amd64` may bring the right one"
     )]
-    Pull(String),
-    #[error("invalid pull option {0:?}: must be one of \"always\", \"missing\" or \"never\"")]
-    PullPolicy(String),
+    Platform { name: String, os: String, architecture: String },
     #[error(
         "container ID file found, make sure the other container isn't running or delete {}",
         .0.display()
@@ -63,11 +63,7 @@ pub(super) fn check(flags: &ContainerFlags) -> Result<(), Failure> {
     if let Some(name) = &flags.name {
         names::validate(name)?;
     }
-    match flags.pull.as_str() {
-        "missing" | "never" => {}
-        "always" => return Err(CreateError::Pull(flags.pull.clone()).into()),
-        _ => return Err(CreateError::PullPolicy(flags.pull.clone()).into()),
-    }
+    Policy::parse(&flags.pull)?;
     match &flags.cidfile {
         Some(path) if path.exists() => Err(CreateError::CidFileExists(path.clone()).into()),
         _ => Ok(()),
@@ -81,22 +77,56 @@ pub(super) fn resolve(
     words: &[String],
 ) -> Result<(Image, ContainerConfig), Failure> {
     let (name, command) = words.split_first().map_or(("", &[][..]), |(n, c)| (n.as_str(), c));
-    let image = engine.store.resolve(name).map_err(|error| match error {
-        StoreError::NotFound { .. } => no_image(engine, name, error),
-        other => other.into(),
+    let wish = Wish { policy: Policy::here(&flags.pull)?, ..wish(flags, name)? };
+    let image = wish.image(engine).map_err(|failure| {
+        match failure.is(|error: &StoreError| matches!(error, StoreError::NotFound { .. })) {
+            true => no_image(engine, name),
+            false => failure,
+        }
     })?;
+    check_platform(name, &image)?;
     let caller = |variable: &str| std::env::var(variable).ok();
     let config = options::resolve(flags, name, command, &image.config, &caller)?;
     Ok((image, config))
 }
 
+fn wish<'a>(flags: &'a ContainerFlags, name: &'a str) -> Result<Wish<'a>, Failure> {
+    let policy = Policy::parse(&flags.pull)?;
+    Ok(Wish { name, policy, platform: flags.platform.as_deref(), quiet: flags.quiet })
+}
+
+/// What must happen on this host before the command is carried into the machine.
+pub(super) fn prepare_machine(
+    globals: &Globals,
+    flags: &ContainerFlags,
+    words: &[String],
+) -> Result<(), Failure> {
+    check(flags)?;
+    let name = words.first().map_or("", String::as_str);
+    wish(flags, name)?.for_machine(globals)
+}
+
+/// The guests' processor is this host's.
+fn check_platform(name: &str, image: &Image) -> Result<(), Failure> {
+    let (os, architecture) =
+        (image.config.os().to_string(), image.config.architecture().to_string());
+    let fits = |found: &str, ours: &str| found.is_empty() || found == ours;
+    match fits(&os, "linux") && fits(&architecture, "amd64") {
+        true => Ok(()),
+        false => Err(CreateError::Platform { name: name.to_owned(), os, architecture }.into()),
+    }
+}
+
 /// Names the image as it was understood, with its tag, which also finds those that are
 /// spelled alike.
-fn no_image(engine: &Engine, name: &str, error: StoreError) -> Failure {
+fn no_image(engine: &Engine, name: &str) -> Failure {
     let full = name.parse::<Reference>().map(|name| name.with_default_tag().familiar());
     let full = full.unwrap_or_else(|_| name.to_owned());
-    let source = engine.store.resolve(&full).err().unwrap_or(error);
-    CreateError::NoImage { name: full, source }.into()
+    match engine.store.resolve(&full) {
+        Err(source) => CreateError::NoImage { name: full, source }.into(),
+        // It has come meanwhile.
+        Ok(_) => Failure::message(format!("image {full} has only just appeared; try again")),
+    }
 }
 
 /// Creates the container and writes its id where the flags say.

@@ -21,6 +21,10 @@ pub struct LoadArgs {
     /// Suppress the load output
     #[arg(short, long)]
     pub quiet: bool,
+
+    /// Say nothing, and note that a registry has the image so (for internal use)
+    #[arg(long, value_name = "string", hide = true)]
+    pub pulled_as: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -37,13 +41,17 @@ pub(super) fn load(globals: &Globals, args: &LoadArgs) -> CommandResult {
         None if io::stdin().is_terminal() => return Err(Failed::Terminal.into()),
         None => (LoadSource::Reader(Box::new(io::stdin())), "standard input".to_owned()),
     };
-    let progress = match args.quiet {
+    let progress = match args.quiet || args.pulled_as.is_some() {
         true => Box::new(progress::Silent),
         false => progress::on_stderr(),
     };
     let engine = Engine::open(globals)?;
     let loaded = engine.store.load(source, progress.as_ref());
     for image in loaded.map_err(|source| Failed::Load { input, source })? {
+        if let Some(name) = &args.pulled_as {
+            engine.store.add_repo_digest(&image.id, &name.parse()?)?;
+            continue;
+        }
         names(&image).iter().try_for_each(|line| print_line(line))?;
     }
     Ok(ExitCode::SUCCESS)

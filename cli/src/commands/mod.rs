@@ -2,11 +2,13 @@
 
 mod attach;
 mod attended;
+mod beside_machine;
 mod completion;
 mod container;
 mod create;
 mod doctor;
 mod exec;
+mod history;
 mod image;
 mod images;
 mod import;
@@ -14,11 +16,18 @@ mod info;
 mod inspect;
 mod kill;
 mod load;
+mod login;
+mod logout;
 mod logs;
 mod ps;
+mod pull;
+mod push;
+mod registry;
 mod rm;
 mod rmi;
 mod run;
+mod save;
+mod search;
 mod start;
 mod stop;
 mod tag;
@@ -75,6 +84,9 @@ pub enum Command {
     /// Check what this host offers to containers
     #[command(override_usage = "caisson doctor [OPTIONS]")]
     Doctor(doctor::DoctorArgs),
+    /// Show the history of an image
+    #[command(override_usage = "caisson history [OPTIONS] IMAGE")]
+    History(history::HistoryArgs),
     /// Manage images
     #[command(override_usage = "caisson image COMMAND")]
     Image(image::ImageArgs),
@@ -87,17 +99,35 @@ pub enum Command {
     /// Kill one or more running containers
     #[command(override_usage = "caisson kill [OPTIONS] CONTAINER [CONTAINER...]")]
     Kill(kill::KillArgs),
+    /// Authenticate to a registry
+    #[command(override_usage = "caisson login [OPTIONS] [SERVER]")]
+    Login(login::LoginArgs),
+    /// Log out from a registry
+    #[command(override_usage = "caisson logout [SERVER]")]
+    Logout(logout::LogoutArgs),
     /// Fetch the logs of a container
     #[command(override_usage = "caisson logs [OPTIONS] CONTAINER")]
     Logs(logs::LogsArgs),
     /// Manage the emulated host in which containers run where KVM cannot
     Machine(machine::MachineArgs),
+    /// Download an image from a registry
+    #[command(override_usage = "caisson pull [OPTIONS] NAME[:TAG|@DIGEST]")]
+    Pull(pull::PullArgs),
+    /// Upload an image to a registry
+    #[command(override_usage = "caisson push [OPTIONS] NAME[:TAG]")]
+    Push(push::PushArgs),
     /// Remove one or more containers
     #[command(override_usage = "caisson rm [OPTIONS] CONTAINER [CONTAINER...]")]
     Rm(rm::RmArgs),
     /// Remove one or more images
     #[command(override_usage = "caisson rmi [OPTIONS] IMAGE [IMAGE...]")]
     Rmi(rmi::RmiArgs),
+    /// Save one or more images to a tar archive (streamed to STDOUT by default)
+    #[command(override_usage = "caisson save [OPTIONS] IMAGE [IMAGE...]")]
+    Save(save::SaveArgs),
+    /// Search a registry for images
+    #[command(override_usage = "caisson search [OPTIONS] TERM")]
+    Search(search::SearchArgs),
     /// Start one or more stopped containers
     #[command(override_usage = "caisson start [OPTIONS] CONTAINER [CONTAINER...]")]
     Start(start::StartArgs),
@@ -133,8 +163,22 @@ pub fn dispatch(globals: &Globals, command: Command) -> CommandResult {
         let decided = accel::decide(globals.accel, machine::is_inside(), &Host::probe());
         let place = decided.map_err(|error| command.failed(Failure::from(error)))?;
         if place == Place::Machine {
-            let carried =
-                machine::carry(globals, command.reads_input(), command.callers_variables());
+            let mut variables = command.callers_variables();
+            match &command {
+                Command::Pull(args) => return pull::pull_for_machine(globals, args),
+                Command::Push(args) => return push::push_for_machine(globals, args),
+                Command::Save(save::SaveArgs { output: Some(path), images, .. }) => {
+                    return save::save_from_machine(globals, path, images);
+                }
+                Command::Create(create::CreateArgs { flags, words })
+                | Command::Run(run::RunArgs { flags, words, .. }) => {
+                    create::prepare_machine(globals, flags, words)
+                        .map_err(|failure| command.failed(failure))?;
+                    variables.push(format!("{}=1", pull::PULLED_BY_HOST));
+                }
+                _ => {}
+            }
+            let carried = machine::carry(globals, command.reads_input(), variables);
             return carried.map_err(|error| command.failed(Failure::from_anyhow(error)));
         }
         if !nix::unistd::Uid::effective().is_root() {
@@ -158,22 +202,32 @@ fn here(globals: &Globals, command: Command) -> CommandResult {
         Command::Image(image::ImageArgs { command: ImageCommand::Prune(args) }) => {
             image::prune(globals, &args)
         }
+        Command::Image(image::ImageArgs { command: ImageCommand::Exists(args) }) => {
+            image::exists(globals, &args)
+        }
         Command::Image(args) => here(globals, args.command.flatten()),
+        Command::History(args) => history::history(globals, &args),
         Command::Images(args) => images::images(globals, &args),
         Command::Import(args) => import::import(globals, &args),
         Command::Info(args) => info::info(globals, &args),
         Command::Inspect(args) => inspect::inspect(globals, &args),
         Command::Kill(args) => kill::kill(globals, &args),
         Command::Load(args) => load::load(globals, &args),
+        Command::Login(args) => login::login(globals, &args),
+        Command::Logout(args) => logout::logout(globals, &args),
         Command::Logs(args) => logs::logs(globals, &args),
         Command::Machine(args) => {
             machine::run_machine_command(globals, args).map_err(Failure::from_anyhow)
         }
         Command::Monitor(args) => container::monitor(globals, &args),
         Command::Ps(args) => ps::ps(globals, &args),
+        Command::Pull(args) => pull::pull(globals, &args),
+        Command::Push(args) => push::push(globals, &args),
         Command::Rm(args) => rm::rm(globals, &args),
         Command::Rmi(args) => rmi::rmi(globals, &args),
         Command::Run(args) => run::run(globals, &args),
+        Command::Save(args) => save::save(globals, &args),
+        Command::Search(args) => search::search(globals, &args),
         Command::Start(args) => start::start(globals, &args),
         Command::Stop(args) => stop::stop(globals, &args),
         Command::Tag(args) => tag::tag(globals, &args),
@@ -189,8 +243,11 @@ impl Command {
             self,
             Self::Completion(_)
                 | Self::Doctor(_)
+                | Self::Login(_)
+                | Self::Logout(_)
                 | Self::Machine(_)
                 | Self::Monitor(_)
+                | Self::Search(_)
                 | Self::Version(_)
         )
     }

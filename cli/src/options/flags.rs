@@ -103,6 +103,10 @@ pub struct ContainerFlags {
     #[arg(long, value_name = "int", allow_hyphen_values = true)]
     pub pids_limit: Option<i64>,
 
+    /// Set platform of the image to pull, if there are several
+    #[arg(long, value_name = "string")]
+    pub platform: Option<String>,
+
     /// Give extended privileges to this container, within its microVM
     #[arg(long)]
     pub privileged: bool,

@@ -13,9 +13,8 @@ const NAMESPACES: &str = "the container has its microVM to itself; there is noth
 const HEALTH: &str = "health checks are not part of this version";
 const BLOCK_LIMITS: &str = "a microVM has no devices of the host; `--disk-bandwidth` and \
                             `--disk-iops` limit its own disks";
-const REGISTRIES: &str = "registries are not part of this version";
 
-const FLAGS: [Row; 47] = [
+const FLAGS: [Row; 46] = [
     ("add-host", None, true, NETWORKS),
     ("dns", None, true, NETWORKS),
     ("dns-option", None, true, NETWORKS),
@@ -54,7 +53,6 @@ const FLAGS: [Row; 47] = [
     ("device-read-iops", None, true, BLOCK_LIMITS),
     ("device-write-bps", None, true, BLOCK_LIMITS),
     ("device-write-iops", None, true, BLOCK_LIMITS),
-    ("platform", None, true, REGISTRIES),
     ("cpu-period", None, true, "`--cpus` sets the CPU limit"),
     ("cpu-quota", None, true, "`--cpus` sets the CPU limit"),
     ("cpuset-mems", None, true, "a microVM has one memory node"),

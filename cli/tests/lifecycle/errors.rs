@@ -5,9 +5,14 @@ use crate::host::host;
 #[test]
 fn an_unknown_image_says_how_to_load_one() {
     let host = host!();
-    host.caisson(&["run", "--rm", "toolz", "true"])
+    // Nothing listens on port 1.
+    host.caisson(&["run", "--rm", "localhost:1/toolz", "true"])
         .exited_with(125)
-        .complained("Unable to find image 'toolz:latest' locally")
+        .complained("Unable to find image 'localhost:1/toolz:latest' locally")
+        .complained("cannot reach localhost:1: nothing listens there");
+    host.caisson(&["run", "--rm", "--pull", "never", "toolz", "true"])
+        .exited_with(125)
+        .complained("No such image: toolz:latest")
         .complained("caisson load")
         .complained("did you mean tools")
         .complained("Run 'caisson run --help' for more information");
@@ -33,7 +38,7 @@ fn what_cannot_be_done_is_refused_in_words() {
         (&["run", "-p", "80:80", "tools"][..], "networks are not part of this version"),
         (&["run", "-v", "/a:/b", "tools"], "volumes"),
         (&["run", "--network", "host", "tools"], "networks"),
-        (&["run", "--pull", "always", "tools"], "does not pull"),
+        (&["run", "--pull", "sometimes", "tools"], "must be one of"),
         (&["run", "-m", "1m", "tools"], "minimum memory limit"),
         (&["run", "-e", "", "tools"], "invalid environment variable"),
         (&["run", "-it", "tools"], "the input device is not a TTY"),

@@ -1,0 +1,36 @@
+//! Registries are spoken to on this host, also where images are in the machine: that has no
+//! network. Images cross over in a directory that both sides see.
+
+use std::{
+    env,
+    ffi::OsString,
+    io,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use crate::globals::Globals;
+
+/// Runs another command of this program, which is carried into the machine from `workdir`;
+/// its exit code.
+pub(super) fn run_in_machine(
+    globals: &Globals,
+    command: &[OsString],
+    workdir: Option<&Path>,
+) -> io::Result<u8> {
+    let mut child = Command::new(env::current_exe()?);
+    child.args(globals.to_args()).args(command).stdin(Stdio::null());
+    child.current_dir(workdir.unwrap_or(Path::new("/")));
+    // 128 + n for a signal, as a shell has it.
+    let status = child.status()?;
+    let code = status.code().unwrap_or_else(|| {
+        128 + std::os::unix::process::ExitStatusExt::signal(&status).unwrap_or_default()
+    });
+    Ok(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+/// A new directory with room for an image, which is removed in the end.
+pub(super) fn staging_directory() -> io::Result<tempfile::TempDir> {
+    let parent = env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);
+    tempfile::Builder::new().prefix("caisson-image-").tempdir_in(parent)
+}
