@@ -46,8 +46,8 @@ const RECEIVE_BYTES: u64 = 0xe00;
 
 #[derive(Arbitrary, Debug)]
 struct Input {
-    /// Features to leave out.
-    without: u64,
+    /// Features to leave out, by their bits.
+    without: Vec<u8>,
     has_address: bool,
     ops: Vec<Op>,
 }
@@ -70,16 +70,25 @@ enum Op {
 struct Frame {
     header: Header,
     kind: Kind,
-    bytes: u16,
+    length: Length,
     /// XORed into one byte of the packet.
     flip: Option<(u8, u8)>,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Length {
+    Short(u8),
+    Full,
+    /// More than one segment.
+    Long(u16),
+    Any(u16),
 }
 
 #[derive(Arbitrary, Debug)]
 enum Header {
     Plain,
     Checksum { start: u8, offset: u8 },
-    Segments { v6: bool, size: u16, start: u8 },
+    Segments { v6: bool, size: u8, start: u8 },
     Any([u8; HEADER_BYTES]),
 }
 
@@ -109,8 +118,8 @@ impl Header {
             Self::Segments { v6, size, start } => {
                 put(0, 1 | if v6 { 4 } else { 1 } << 8);
                 put(2, 54);
-                put(4, size);
-                put(6, start.into());
+                put(4, 50 + u16::from(size));
+                put(6, 10 + u16::from(start % 64));
                 put(8, 16);
             }
             Self::Any(any) => return any,
@@ -119,9 +128,20 @@ impl Header {
     }
 }
 
+impl Length {
+    fn bytes(&self) -> usize {
+        match *self {
+            Self::Short(more) => 60 + usize::from(more),
+            Self::Full => ETHERNET_BYTES + usize::from(MTU),
+            Self::Long(more) => 2000 + usize::from(more) % 60_000,
+            Self::Any(bytes) => bytes.into(),
+        }
+    }
+}
+
 impl Frame {
     fn packet(&self) -> Vec<u8> {
-        let mut frame = vec![0; usize::from(self.bytes)];
+        let mut frame = vec![0; self.length.bytes()];
         let mut put = |at: usize, bytes: &[u8]| {
             if let Some(to) = frame.get_mut(at..at + bytes.len()) {
                 to.copy_from_slice(bytes);
@@ -199,7 +219,8 @@ impl Guest {
             transmit_limit: RateLimit::default(),
         })
         .expect("a socket will do");
-        let features = device.features() & !input.without;
+        let without = input.without.iter().take(4).fold(0, |all, bit| all | 1_u64 << (bit % 64));
+        let features = device.features() & !without;
         let driver = Driver::with_features(&mut device, features);
         Self {
             buffers: vec![None; usize::from(driver.queues[0].size)],
@@ -370,6 +391,7 @@ impl Guest {
 
 fuzz_target!(|input: Input| {
     let mut guest = Guest::new(&input);
+    guest.step(&Op::GiveBuffers { count: 7, bytes: 2000 });
     for op in input.ops.iter().take(32) {
         guest.step(op);
     }
