@@ -6,6 +6,7 @@
 mod bundle;
 mod create;
 mod finish;
+mod lost;
 mod monitor;
 mod process;
 mod reap;
@@ -85,6 +86,10 @@ impl Engine {
     /// Opens the state, and finishes or undoes what dead processes left.
     pub fn open(globals: &Globals) -> Result<Self, EngineError> {
         let engine = Self::open_quietly(globals)?;
+        // What stays for now takes space; it must not keep anything from being used.
+        if let Err(error) = engine.remove_lost() {
+            tracing::warn!(%error, "look for containers that a power loss has left");
+        }
         engine.reap()?;
         Ok(engine)
     }

@@ -104,6 +104,28 @@ fn a_state_directory_that_is_gone_takes_nothing_along_that_rm_cannot_find() {
     host.nothing_left();
 }
 
+/// As after a power loss, which took the row and left the directory.
+#[test]
+fn a_directory_without_a_row_is_removed_once_after_a_boot() {
+    let host = host!();
+    host.caisson(&["create", "--name", "web", "tools"]).succeeded();
+    let containers = host.path("root/containers");
+    let lost = containers.join("a1".repeat(32));
+    let foreign = containers.join("somebody's");
+    fs::create_dir(&lost).unwrap();
+    fs::create_dir(&foreign).unwrap();
+    // This boot has been looked through before.
+    host.caisson(&["ps", "-a"]).succeeded();
+    assert!(lost.exists());
+    fs::write(host.path("root/containers.boot"), "another boot").unwrap();
+    host.caisson(&["ps", "-a"]).exited_with(0).complained("which no record names");
+    assert!(!lost.exists() && foreign.exists());
+    fs::remove_dir(foreign).unwrap();
+    host.caisson(&["start", "-a", "web"]).succeeded();
+    host.caisson(&["rm", "web"]).succeeded();
+    host.nothing_left();
+}
+
 #[test]
 fn delete_twice_kill_after_exit_and_start_twice() {
     let host = host!();
