@@ -77,6 +77,6 @@ fn an_archive_is_saved_where_it_was_asked_for() {
     let scratch = host.scratch();
     let archive = scratch.path().join("busybox.tar");
     let archive = archive.to_str().expect("a path in UTF-8");
-    host.caisson(["save", "-o", archive, "busybox"]).succeeded();
+    host.caisson(["save", "-o", archive, "busybox:latest"]).succeeded();
     host.caisson(["load", "-i", archive]).succeeded().printed("Loaded image: busybox:latest\n");
 }
