@@ -11,6 +11,9 @@ mod convert_tree;
 mod digest;
 mod disk;
 mod erofs;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod layer;
 mod limits;
 mod load;
