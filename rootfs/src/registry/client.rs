@@ -76,7 +76,15 @@ impl RegistryClient {
 
     /// Asks a registry whether these credentials are good.
     pub fn verify(&self, domain: &str, credentials: &Credentials) -> Result<(), RegistryError> {
-        Connection::open(Arc::clone(&self.http), domain, Some(credentials.clone()))?.log_in()
+        let connection =
+            Connection::open(Arc::clone(&self.http), domain, Some(credentials.clone()))?;
+        connection.log_in().map_err(|error| match error {
+            RegistryError::Unauthorized { host, detail, .. }
+            | RegistryError::Denied { host, detail, .. } => {
+                RegistryError::BadCredentials { host, detail }
+            }
+            other => other,
+        })
     }
 
     /// All tags of a repository.

@@ -38,6 +38,9 @@ pub enum RegistryError {
     #[error("{host} refuses access to {what}; log in with `caisson login{login}`{detail}")]
     Unauthorized { host: String, what: String, login: String, detail: Detail },
 
+    #[error("{host} refuses access: the user name or the password is wrong{detail}")]
+    BadCredentials { host: String, detail: Detail },
+
     #[error(
         "access to {what} is denied: it does not exist on {host}, or needs `caisson login{login}` \
          by someone who may{detail}"

@@ -67,7 +67,7 @@ fn a_login_is_verified() {
         |password: &str| Credentials::Password { user: "me".into(), password: password.into() };
     client().verify(&server.host, &password("secret")).unwrap();
     let error = client().verify(&server.host, &password("wrong")).unwrap_err();
-    assert!(matches!(error, RegistryError::Unauthorized { .. }), "{error}");
+    assert!(matches!(error, RegistryError::BadCredentials { .. }), "{error}");
 }
 
 #[test]
