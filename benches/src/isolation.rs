@@ -28,9 +28,9 @@ use crate::{
 };
 
 /// The disk's size, and what [`block-init`](../bin/block_init.rs) reads and writes of it.
-pub const DISK_BYTES: u64 = 32 << 20;
+pub const DISK_BYTES: u64 = 16 << 20;
 pub const SEQUENTIAL_BYTES: usize = 64 << 10;
-pub const RANDOM_READS: u64 = 1000;
+pub const RANDOM_READS: u64 = 500;
 pub const RANDOM_BYTES: usize = 4096;
 /// What the init writes to the disk's last bytes when all went well.
 pub const DONE: &[u8; 16] = b"bench: finished\n";

@@ -13,7 +13,7 @@ use anyhow::{Context, bail, ensure};
 use serde::de::DeserializeOwned;
 
 /// Of the host's time, for everything that is measured in the machine.
-const INSIDE_LIMIT: Duration = Duration::from_secs(300);
+const INSIDE_LIMIT: Duration = Duration::from_secs(600);
 
 /// Whether this host's KVM runs guests.
 pub fn kvm_runs_guests() -> bool {

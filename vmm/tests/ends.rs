@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::{collections::BTreeMap, fs, io, os::unix::process::ExitStatusExt};
+use std::{collections::BTreeMap, fs, io, os::unix::process::ExitStatusExt, time::Duration};
 
 use caisson_vmm::control::{ControlEvent, ControlRequest, EndReason};
 use support::{Builder, Vmm, has_kvm, is_root, payload::Payload};
@@ -51,14 +51,32 @@ impl Traced {
         Self(thread)
     }
 
-    /// Makes the thread call the kernel, once it is let go. It was stopped in, or just
-    /// after, a system call: the instruction before is `syscall`.
-    fn call(self, number: i64) {
+    /// Stops the thread in, or just after, a system call: the instruction before is `syscall`.
+    fn stop_in_call(thread: i32) -> Self {
+        const SYSCALL: u16 = 0x050f;
+        for _ in 0..1000 {
+            let traced = Self::stop(thread);
+            let at = traced.registers().rip as usize - 2;
+            if trace(libc::PTRACE_PEEKTEXT, thread, at) as u16 == SYSCALL {
+                return traced;
+            }
+            // It was on its way to or from one.
+            trace(libc::PTRACE_DETACH, thread, 0);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the thread {thread} makes no system call");
+    }
+
+    fn registers(&self) -> libc::user_regs_struct {
         // SAFETY: all-zero is valid: plain numbers.
         let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
         trace(libc::PTRACE_GETREGS, self.0, &raw mut registers as usize);
-        let instruction = trace(libc::PTRACE_PEEKTEXT, self.0, registers.rip as usize - 2);
-        assert_eq!(instruction as u16, 0x050f, "no syscall at {:#x}", registers.rip);
+        registers
+    }
+
+    /// Makes the thread call the kernel, once it is let go.
+    fn call(self, number: i64) {
+        let mut registers = self.registers();
         registers.rip -= 2;
         registers.rax = number as u64;
         // The interrupted call is not to be taken up again.
@@ -91,7 +109,7 @@ fn a_forbidden_call_in_any_thread_ends_the_whole_vmm() {
         for number in [libc::SYS_openat, libc::SYS_socket, libc::SYS_execve, libc::SYS_clone] {
             let Some(mut vmm) = running() else { return };
             let thread = threads(&vmm)[name];
-            Traced::stop(thread).call(number);
+            Traced::stop_in_call(thread).call(number);
             let status = vmm.wait();
             assert_eq!(status.signal(), Some(libc::SIGSYS), "{name}, call {number}: {status}");
             assert_eq!(vmm.event(), None);
