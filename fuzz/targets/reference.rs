@@ -60,6 +60,7 @@ fuzz_target!(|input: Input| {
     if let Ok(reference) = text.parse::<Reference>() {
         let shown = reference.to_string();
         assert_eq!(shown.parse::<Reference>().as_ref(), Ok(&reference), "{shown}");
+        assert_eq!(reference.familiar().parse::<Reference>().as_ref(), Ok(&reference), "{shown}");
         assert!(!shown.split('/').any(|part| part == ".." || part.is_empty()), "{shown}");
         assert!(shown.bytes().all(|byte| byte.is_ascii_graphic()), "{shown:?}");
     }

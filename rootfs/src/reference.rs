@@ -59,14 +59,20 @@ impl Reference {
         format!("{}/{}", self.domain, self.path)
     }
 
-    /// The repository as people write it: `debian`, `me/app`, `registry:5000/app`.
+    /// The repository as people write it: `debian`, `me/app`, `registry:5000/app`; in full
+    /// where the short form would mean something else, as `docker.io/a.b/app`.
     pub fn familiar_repository(&self) -> String {
         if self.domain != DEFAULT_DOMAIN {
             return self.repository();
         }
-        match self.path.strip_prefix(OFFICIAL_REPOSITORY) {
-            Some(official) if !official.contains('/') => official.to_owned(),
-            _ => self.path.clone(),
+        let short = match self.path.strip_prefix(OFFICIAL_REPOSITORY) {
+            Some(official) if !official.contains('/') => official,
+            _ => &self.path,
+        };
+        let (domain, path) = split_domain(short);
+        match domain == self.domain && path == self.path && !is_hex_id(short) {
+            true => short.to_owned(),
+            false => self.repository(),
         }
     }
 
@@ -247,6 +253,8 @@ mod tests {
             ("[::1]:5000/app", "[::1]:5000/app", "[::1]:5000/app"),
             ("a--b__c/d.e", "docker.io/a--b__c/d.e", "a--b__c/d.e"),
             ("library/debian", "docker.io/library/debian", "debian"),
+            ("docker.io/x-y.z/app", "docker.io/x-y.z/app", "docker.io/x-y.z/app"),
+            ("docker.io/localhost/app:1", "docker.io/localhost/app:1", "docker.io/localhost/app:1"),
         ] {
             let reference: Reference = text.parse().unwrap_or_else(|e| panic!("{text}: {e}"));
             assert_eq!(reference.to_string(), canonical);
