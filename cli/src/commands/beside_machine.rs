@@ -12,14 +12,15 @@ use std::{
 use crate::globals::Globals;
 
 /// Runs another command of this program, which is carried into the machine from `workdir`;
-/// its exit code.
+/// its exit code. It must be one that is carried as it is, or this would never end.
 pub(super) fn run_in_machine(
     globals: &Globals,
     command: &[OsString],
     workdir: Option<&Path>,
+    output: Stdio,
 ) -> io::Result<u8> {
     let mut child = Command::new(env::current_exe()?);
-    child.args(globals.to_args()).args(command).stdin(Stdio::null());
+    child.args(globals.to_args()).args(command).stdin(Stdio::null()).stdout(output);
     child.current_dir(workdir.unwrap_or(Path::new("/")));
     // 128 + n for a signal, as a shell has it.
     let status = child.status()?;

@@ -1,6 +1,9 @@
 //! `pull`: an image from a registry; and the pull that `run` and `create` do.
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{
+    ffi::OsString,
+    process::{ExitCode, Stdio},
+};
 
 use caisson_rootfs::{
     Image, Reference, StoreError,
@@ -122,7 +125,7 @@ fn pull_one(
             let fetched = client.fetch(name, platform, staging.path(), progress.as_ref())?;
             let pulled = format!("{}@{}", name.repository(), fetched.digest);
             let load = ["load", "--pulled-as", &pulled, "--input", "."].map(OsString::from);
-            match run_in_machine(globals, &load, Some(staging.path()))? {
+            match run_in_machine(globals, &load, Some(staging.path()), Stdio::inherit())? {
                 0 => (fetched.digest, false),
                 code => return Err(PullError::Machine(code).into()),
             }
@@ -207,7 +210,7 @@ impl Wish<'_> {
     pub(super) fn for_machine(&self, globals: &Globals) -> Result<(), Failure> {
         let exists = || {
             let check = ["image", "exists", "--", self.name].map(OsString::from);
-            Ok::<_, Failure>(run_in_machine(globals, &check, None)? == 0)
+            Ok::<_, Failure>(run_in_machine(globals, &check, None, Stdio::inherit())? == 0)
         };
         let wanted = match self.policy {
             Policy::Always => self.name.parse::<Reference>().is_ok(),

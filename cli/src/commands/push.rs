@@ -1,6 +1,9 @@
 //! `push`: an image to a registry.
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{
+    ffi::OsString,
+    process::{ExitCode, Stdio},
+};
 
 use caisson_rootfs::{Reference, StoreError};
 use clap::Args;
@@ -73,7 +76,7 @@ pub(super) fn push_for_machine(globals: &Globals, args: &PushArgs) -> CommandRes
     let staging = staging_directory()?;
     let full = name.to_string();
     let save = ["save", "--layout", ".", &full].map(OsString::from);
-    match run_in_machine(globals, &save, Some(staging.path()))? {
+    match run_in_machine(globals, &save, Some(staging.path()), Stdio::inherit())? {
         0 => {}
         code => return Err(PushError::Machine(code).into()),
     }

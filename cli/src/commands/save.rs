@@ -52,42 +52,48 @@ pub(super) fn save(globals: &Globals, args: &SaveArgs) -> CommandResult {
         engine.store.save(&args.images, BufWriter::with_capacity(1 << 18, io::stdout().lock()))?;
         return Ok(ExitCode::SUCCESS);
     };
-    let failed = |source| Failed::Write { path: path.clone(), source };
-    // Whole or not at all; what is no file, such as a device, is written to as it is.
-    let is_special = fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
-    if is_special {
-        let file = fs::OpenOptions::new().write(true).open(path).map_err(failed)?;
-        engine.store.save(&args.images, BufWriter::with_capacity(1 << 18, file))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let file = tempfile::Builder::new()
-        .prefix(".caisson-save-")
-        .tempfile_in(directory_of(path))
-        .map_err(failed)?;
-    let mut writer = BufWriter::with_capacity(1 << 18, file);
-    engine.store.save(&args.images, &mut writer)?;
-    writer.flush().map_err(failed)?;
-    let file = writer.into_inner().map_err(|error| failed(error.into_error()))?;
-    file.persist(path).map_err(|error| failed(error.error))?;
-    Ok(ExitCode::SUCCESS)
+    write_whole(path, |file| {
+        let mut writer = BufWriter::with_capacity(1 << 18, file);
+        engine.store.save(&args.images, &mut writer)?;
+        writer.flush().map_err(|source| Failed::Write { path: path.clone(), source })?;
+        Ok(ExitCode::SUCCESS)
+    })
 }
 
-/// On a host whose images are in the machine, which shares one directory with it: the one
-/// of the archive.
+/// On a host whose images are in the machine: the archive comes by standard output, as
+/// the machine may write only where this command was called.
 pub(super) fn save_from_machine(
     globals: &Globals,
     path: &Path,
     images: &[String],
 ) -> CommandResult {
-    let path = std::path::absolute(path)?;
-    let name = path
-        .file_name()
-        .ok_or_else(|| Failure::message(format!("{} is no name for an archive", path.display())))?;
-    let mut command: Vec<OsString> =
-        vec!["save".into(), "--output".into(), name.to_owned(), "--".into()];
+    let mut command: Vec<OsString> = vec!["save".into(), "--".into()];
     command.extend(images.iter().map(OsString::from));
-    let code = run_in_machine(globals, &command, Some(directory_of(&path)))?;
-    Ok(ExitCode::from(code))
+    write_whole(path, |file| {
+        let output = file.try_clone()?.into();
+        match run_in_machine(globals, &command, None, output)? {
+            0 => Ok(ExitCode::SUCCESS),
+            // It has said why.
+            code => Err(Failure::quiet(code)),
+        }
+    })
+}
+
+/// Lets `write` fill the file at `path`, whole or not at all; what is no file, such as a
+/// device, is written to as it is.
+fn write_whole(path: &Path, write: impl FnOnce(&fs::File) -> CommandResult) -> CommandResult {
+    let failed = |source| Failed::Write { path: path.to_owned(), source };
+    let is_special = fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
+    if is_special {
+        return write(&fs::OpenOptions::new().write(true).open(path).map_err(failed)?);
+    }
+    let file = tempfile::Builder::new()
+        .prefix(".caisson-save-")
+        .tempfile_in(directory_of(path))
+        .map_err(failed)?;
+    let code = write(file.as_file())?;
+    file.persist(path).map_err(|error| failed(error.error))?;
+    Ok(code)
 }
 
 fn directory_of(path: &Path) -> &Path {
