@@ -1,5 +1,7 @@
 //! Full disks and killed processes: the old state stays valid, nothing partial stays.
 
+mod support;
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,38 +12,7 @@ use caisson_rootfs::progress::Silent;
 use caisson_rootfs::{
     Digest, DiskError, ImportConfig, ImportSource, LoadSource, MIN_DISK_BYTES, Reference, Store,
 };
-
-/// A tar of one file, by hand: this test has only the crate's public face.
-fn tar(name: &str, data: &[u8]) -> Vec<u8> {
-    let mut header = [0; 512];
-    let mut put = |start: usize, bytes: &[u8]| {
-        header[start..start + bytes.len()].copy_from_slice(bytes);
-    };
-    put(0, name.as_bytes());
-    put(100, b"0000644\x000000000\x000000000\x00");
-    put(124, format!("{:011o}\x0000000000000", data.len()).as_bytes());
-    put(148, b"        0");
-    put(257, b"ustar\x0000");
-    let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
-    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    let mut tar = header.to_vec();
-    tar.extend_from_slice(data);
-    tar.resize(tar.len().next_multiple_of(512) + 1024, 0);
-    tar
-}
-
-/// Data that is neither zeros nor repeated.
-fn noise(bytes: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_u32;
-    (0..bytes)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 17;
-            state ^= state << 5;
-            state as u8
-        })
-        .collect()
-}
+use support::{chain, noise, tar};
 
 fn import(store: &Store, name: &str, tar: &[u8]) -> Result<Digest, String> {
     let config = ImportConfig { created: Some(std::time::UNIX_EPOCH), ..ImportConfig::default() };
@@ -49,17 +20,6 @@ fn import(store: &Store, name: &str, tar: &[u8]) -> Result<Digest, String> {
     store
         .import(ImportSource::Reader(Box::new(tar)), Some(&name), &config, &Silent)
         .map_err(|error| chain(&error))
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 fn partials(root: &Path) -> Vec<PathBuf> {

@@ -1,86 +1,19 @@
 //! The real `caisson-unpack`: what it makes of layers and directories, good and bad.
 
+mod support;
+#[path = "support/worker.rs"]
+mod worker;
+
 use std::fs;
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use caisson_rootfs::progress::Silent;
 use caisson_rootfs::{
-    ConvertTreeError, Digest, ImportConfig, ImportSource, Limits, LoadError, LoadSource, Store,
-    StoreOptions, TreeOptions, UnpackError, Unpacker, convert_tree,
+    ConvertTreeError, Limits, LoadError, LoadSource, Store, StoreOptions, TreeOptions, UnpackError,
+    Unpacker, convert_tree,
 };
-
-fn unpacker() -> Unpacker {
-    Unpacker::at(env!("CARGO_BIN_EXE_caisson-unpack"))
-}
-
-fn store(root: &Path, limits: Limits) -> Store {
-    let options = StoreOptions { limits, unpacker: unpacker(), ..StoreOptions::default() };
-    Store::open_with(root, options).unwrap()
-}
-
-fn is_root() -> bool {
-    fs::metadata("/proc/self").is_ok_and(|this| std::os::unix::fs::MetadataExt::uid(&this) == 0)
-}
-
-fn tar(name: &str, data: &[u8]) -> Vec<u8> {
-    let mut header = [0; 512];
-    let mut put = |start: usize, bytes: &[u8]| {
-        header[start..start + bytes.len()].copy_from_slice(bytes);
-    };
-    put(0, name.as_bytes());
-    put(100, b"0000644\x000000000\x000000000\x00");
-    put(124, format!("{:011o}\x0000000000000", data.len()).as_bytes());
-    put(148, b"        0");
-    put(257, b"ustar\x0000");
-    let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
-    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    let mut tar = header.to_vec();
-    tar.extend_from_slice(data);
-    tar.resize(tar.len().next_multiple_of(512) + 1024, 0);
-    tar
-}
-
-fn gzip(data: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    encoder.write_all(data).unwrap();
-    encoder.finish().unwrap()
-}
-
-fn import(store: &Store, data: impl Read) -> Result<Digest, caisson_rootfs::ImportError> {
-    let config = ImportConfig { created: Some(std::time::UNIX_EPOCH), ..ImportConfig::default() };
-    store.import(ImportSource::Reader(Box::new(data)), None, &config, &Silent)
-}
-
-fn noise(bytes: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_u32;
-    let next = |_| {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state as u8
-    };
-    (0..bytes).map(next).collect()
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
-/// Files of layers and blobs, complete or not.
-fn left(root: &Path) -> Vec<PathBuf> {
-    ["layers", "blobs/sha256", "blobs/sha512"]
-        .iter()
-        .flat_map(|directory| fs::read_dir(root.join(directory)).unwrap())
-        .map(|entry| entry.unwrap().path())
-        .collect()
-}
+use support::{chain, noise, tar};
+use worker::{gzip, import, is_root, left, store, unpacker};
 
 #[test]
 fn what_is_wrong_with_a_layer_is_told_across_the_border() {
