@@ -7,7 +7,6 @@ use std::{
     fs,
     io::Write,
     os::unix::net::UnixStream,
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -236,10 +235,7 @@ fn begin_create(host: &Host, id: &str) -> UnixStream {
 #[test]
 fn a_shim_that_cannot_start_is_reported_with_its_words() {
     let Some(host) = Host::new() else { return };
-    let script = host.path("bin/containerd-shim-caisson-v2");
-    fs::remove_file(&script).unwrap();
-    fs::write(&script, "#!/bin/sh\necho 'no luck' >&2; exit 3\n").unwrap();
-    Command::new("chmod").arg("+x").arg(&script).status().unwrap();
+    host.write_shim("#!/bin/sh\necho 'no luck' >&2; exit 3\n");
     let client = host.spawn("unlucky", "true");
     let error = client.create(&host.create_spec("unlucky")).unwrap_err();
     assert!(matches!(error, ClientError::Gone { .. }), "{error}");

@@ -1,9 +1,6 @@
 //! Passwords, certificates, credential helpers.
 
-use std::{
-    fs,
-    os::unix::fs::{PermissionsExt, symlink},
-};
+use std::{fs, os::unix::fs::symlink, process::Command};
 
 use crate::{
     host::Host,
@@ -87,8 +84,12 @@ fn a_credential_helper_keeps_the_password() {
         kept.display()
     );
     let program = helpers.join("docker-credential-kept");
-    fs::write(&program, script).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    // By another process: a child that a test beside this one forks would hold the file
+    // open for writing, and so it could not be executed (ETXTBSY).
+    let write = "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\"";
+    let mut writer = Command::new("sh");
+    writer.args(["-c", write]).arg(&program).arg(script);
+    assert!(writer.status().unwrap().success());
     let path = format!("{}:{}", helpers.display(), std::env::var("PATH").unwrap());
     let variables = [("PATH", path.as_str())];
     let args = ["login", "-u", "me", "--password-stdin", &server.name];

@@ -3,8 +3,8 @@
 
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Command;
 
 use super::*;
 use crate::digest::Algorithm;
@@ -21,8 +21,12 @@ impl Liar {
     fn new(script: &str) -> Liar {
         let directory = tempfile::tempdir().unwrap();
         let liar = Liar { directory };
-        fs::write(liar.program(), format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(liar.program(), fs::Permissions::from_mode(0o755)).unwrap();
+        // By another process: a child that a test beside this one forks would hold the file
+        // open for writing, and so it could not be executed (ETXTBSY).
+        let write = "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$0\" && chmod 755 \"$0\"";
+        let mut writer = Command::new("sh");
+        writer.args(["-c", write]).arg(liar.program()).arg(script);
+        assert!(writer.status().unwrap().success());
         liar
     }
 

@@ -4,6 +4,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    sync::{PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -16,6 +17,11 @@ use caisson_shim::{
 
 /// The real shim; what bears its usual name is a script that sets its environment.
 const SHIM: &str = "bin/shim";
+
+/// Written while programs are, read while one is started: a child that another thread
+/// forks meanwhile holds the file open for writing until it executes its own program, and
+/// what is open for writing is not executed (ETXTBSY).
+static PROGRAMS: RwLock<()> = RwLock::new(());
 
 pub struct Host {
     directory: tempfile::TempDir,
@@ -36,6 +42,7 @@ impl Host {
         let built = std::env::current_exe().unwrap();
         let examples = built.parent().unwrap().parent().unwrap().join("examples");
         let shim = PathBuf::from(env!("CARGO_BIN_EXE_containerd-shim-caisson-v2"));
+        let linking = PROGRAMS.write().unwrap_or_else(PoisonError::into_inner);
         link_or_copy(&shim, &directory.path().join(SHIM));
         link_or_copy(&examples.join("fake_vmm"), &programs.join("caisson-vmm"));
         fs::write(files.join("vmlinux"), "kernel").unwrap();
@@ -53,10 +60,17 @@ impl Host {
             log = host.path("passed").display(),
             shim = host.path(SHIM).display(),
         );
-        let wrapper = host.path("bin/containerd-shim-caisson-v2");
-        fs::write(&wrapper, script).unwrap();
-        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+        drop(linking);
+        host.write_shim(&script);
         Some(host)
+    }
+
+    /// Makes this script what bears the shim's name.
+    pub fn write_shim(&self, script: &str) {
+        let _writing = PROGRAMS.write().unwrap_or_else(PoisonError::into_inner);
+        let path = self.path("bin/containerd-shim-caisson-v2");
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -102,6 +116,7 @@ impl Host {
             root: &self.path("root"),
             state: &self.path("state"),
         };
+        let _starting = PROGRAMS.read().unwrap_or_else(PoisonError::into_inner);
         ShimClient::spawn(&spec).unwrap()
     }
 
