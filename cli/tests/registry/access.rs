@@ -1,6 +1,10 @@
 //! Passwords, certificates, credential helpers.
 
-use std::{fs, os::unix::fs::symlink, process::Command};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    process::Command,
+};
 
 use crate::{
     host::Host,
