@@ -5,11 +5,13 @@
 //! could do something else with others. Nothing here opens a file, makes a socket, starts
 //! a thread or a process, or makes memory executable.
 
+mod tree;
+
 use std::collections::BTreeMap;
 
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen as Length, SeccompCmpOp as Compare,
-    SeccompCondition as Condition, SeccompFilter, SeccompRule, TargetArch,
+    BpfProgram, SeccompCmpArgLen as Length, SeccompCmpOp as Compare, SeccompCondition as Condition,
+    SeccompRule,
 };
 
 use crate::virtio::net::OFFLOAD_MASK;
@@ -66,7 +68,6 @@ impl Filter {
 
 /// The filter for threads of `kind` in this process.
 fn compile(kind: ThreadKind) -> Result<BpfProgram, SeccompError> {
-    let failed = |source| SeccompError::Compile { kind, source };
     let mut rules = Rules::default();
     allow_runtime(&mut rules);
     match kind {
@@ -74,10 +75,7 @@ fn compile(kind: ThreadKind) -> Result<BpfProgram, SeccompError> {
         ThreadKind::Io => allow_io(&mut rules),
         ThreadKind::Control => allow_control(&mut rules),
     }
-    let (otherwise, listed) = (SeccompAction::KillProcess, SeccompAction::Allow);
-    SeccompFilter::new(rules.0, otherwise, listed, TargetArch::x86_64)
-        .and_then(TryInto::try_into)
-        .map_err(failed)
+    tree::compile(rules.0).map_err(|source| SeccompError::Compile { kind, source })
 }
 
 /// What the allocator, locks, the clock, a panic and the end need, in every thread.
