@@ -11,7 +11,7 @@ use nix::{
 #[test]
 fn an_unknown_image_is_named_with_a_near_one() {
     let host = host!();
-    host.caisson(["run", "--rm", "busybax", "true"])
+    host.caisson(["run", "--rm", "--pull", "never", "busybax", "true"])
         .exited_with(125)
         .complained_about("busybax")
         .complained_about("busybox");
