@@ -1,17 +1,16 @@
 //! `history`: how an image came to be, step by step, the latest first.
 
-use std::{io::stdout, process::ExitCode};
+use std::process::ExitCode;
 
 use caisson_rootfs::Image;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::print_line;
+use super::{listing, print_line};
 use crate::{
     engine::Engine,
     failure::{CommandResult, Failure},
     format::{
-        table::Table,
         template::Format,
         units::{self, UnixNanos},
     },
@@ -125,33 +124,16 @@ impl Row {
 }
 
 fn print(rows: &[Row], args: &HistoryArgs, format: &Format) -> Result<(), Failure> {
-    let (now, human) = (units::now(), args.human.unwrap_or(true));
-    let fields = |row: &Row| row.fields(now, human, args.no_trunc);
     if args.quiet && *format == Format::Default {
         return rows.iter().try_for_each(|row| print_line(&row.id(args.no_trunc)));
     }
-    match format {
-        Format::Json => rows.iter().try_for_each(|row| print_line(&fields(row).to_string())),
-        Format::Lines(template) => {
-            rows.iter().try_for_each(|row| print_line(&template.fill(&fields(row))?))
-        }
-        Format::Table(template) => {
-            let mut table = Table::new(template.heading().split('\t'));
-            for row in rows {
-                table.row(template.fill(&fields(row))?.split('\t'));
-            }
-            Ok(table.write(&mut stdout())?)
-        }
-        Format::Default => {
-            let columns = ["ID", "CreatedSince", "CreatedBy", "Size", "Comment"];
-            let mut table = Table::new(["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"]);
-            for row in rows {
-                let fields = fields(row);
-                table.row(
-                    columns.map(|column| fields[column].as_str().unwrap_or_default().to_owned()),
-                );
-            }
-            Ok(table.write(&mut stdout())?)
-        }
-    }
+    let (now, human) = (units::now(), args.human.unwrap_or(true));
+    let columns = [
+        ("IMAGE", "ID"),
+        ("CREATED", "CreatedSince"),
+        ("CREATED BY", "CreatedBy"),
+        ("SIZE", "Size"),
+        ("COMMENT", "Comment"),
+    ];
+    listing::print(format, rows.iter().map(|row| row.fields(now, human, args.no_trunc)), &columns)
 }

@@ -1,17 +1,16 @@
 //! `images`: list images.
 
-use std::{io::stdout, process::ExitCode};
+use std::process::ExitCode;
 
 use caisson_rootfs::{ImageSummary, Reference};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::print_line;
+use super::{listing, print_line};
 use crate::{
     engine::Engine,
     failure::{CommandResult, Failure},
     format::{
-        table::Table,
         template::Format,
         units::{self, UnixNanos},
     },
@@ -79,45 +78,22 @@ fn rows_of(image: &ImageSummary) -> Vec<Row<'_>> {
 }
 
 fn print(rows: &[Row<'_>], args: &ImagesArgs, format: &Format) -> Result<(), Failure> {
-    let now = units::now();
-    let fields = |row: &Row<'_>| row.fields(now, args.no_trunc);
     if args.quiet && *format == Format::Default {
         let mut ids: Vec<String> = rows.iter().map(|row| row.id(args.no_trunc)).collect();
         ids.dedup();
         return ids.iter().try_for_each(|id| print_line(id));
     }
-    match format {
-        Format::Json => rows.iter().try_for_each(|row| print_line(&fields(row).to_string())),
-        Format::Lines(template) => {
-            rows.iter().try_for_each(|row| print_line(&template.fill(&fields(row))?))
-        }
-        Format::Table(template) => {
-            let mut table = Table::new(template.heading().split('\t'));
-            for row in rows {
-                table.row(template.fill(&fields(row))?.split('\t'));
-            }
-            Ok(table.write(&mut stdout())?)
-        }
-        Format::Default => {
-            let mut columns = vec![
-                ("REPOSITORY", "Repository"),
-                ("TAG", "Tag"),
-                ("DIGEST", "Digest"),
-                ("IMAGE ID", "ID"),
-                ("CREATED", "CreatedSince"),
-                ("SIZE", "Size"),
-            ];
-            columns.retain(|(heading, _)| args.digests || *heading != "DIGEST");
-            let mut table = Table::new(columns.iter().map(|(heading, _)| *heading));
-            for row in rows {
-                let fields = fields(row);
-                table.row(
-                    columns.iter().map(|(_, field)| fields[field].as_str().unwrap_or_default()),
-                );
-            }
-            Ok(table.write(&mut stdout())?)
-        }
-    }
+    let mut columns = vec![
+        ("REPOSITORY", "Repository"),
+        ("TAG", "Tag"),
+        ("DIGEST", "Digest"),
+        ("IMAGE ID", "ID"),
+        ("CREATED", "CreatedSince"),
+        ("SIZE", "Size"),
+    ];
+    columns.retain(|(heading, _)| args.digests || *heading != "DIGEST");
+    let now = units::now();
+    listing::print(format, rows.iter().map(|row| row.fields(now, args.no_trunc)), &columns)
 }
 
 impl Row<'_> {

@@ -15,6 +15,7 @@ mod import;
 mod info;
 mod inspect;
 mod kill;
+mod listing;
 mod load;
 mod login;
 mod logout;

@@ -1,17 +1,16 @@
 //! `ps`: list containers.
 
-use std::{io::stdout, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::print_line;
+use super::{listing, print_line};
 use crate::{
     engine::Engine,
     failure::{CommandResult, Failure},
     format::{
         inert::inert,
-        table::Table,
         template::Format,
         units::{self, UnixNanos},
     },
@@ -73,39 +72,23 @@ pub(super) fn ps(globals: &Globals, args: &PsArgs) -> CommandResult {
 }
 
 fn print(containers: &[Container], args: &PsArgs, format: &Format) -> Result<(), Failure> {
-    let now = units::now();
-    let row = |container: &Container| fields(container, now, args.no_trunc);
     if args.quiet && *format == Format::Default {
         return containers
             .iter()
             .try_for_each(|container| print_line(shown_id(container, args.no_trunc)));
     }
-    match format {
-        Format::Json => {
-            containers.iter().try_for_each(|container| print_line(&row(container).to_string()))
-        }
-        Format::Lines(template) => {
-            containers.iter().try_for_each(|container| print_line(&template.fill(&row(container))?))
-        }
-        Format::Table(template) => {
-            let mut table = Table::new(template.heading().split('\t'));
-            for container in containers {
-                table.row(template.fill(&row(container))?.split('\t'));
-            }
-            Ok(table.write(&mut stdout())?)
-        }
-        Format::Default => {
-            let headings =
-                ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES"];
-            let fields = ["ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names"];
-            let mut table = Table::new(headings);
-            for container in containers {
-                let row = row(container);
-                table.row(fields.map(|field| row[field].as_str().unwrap_or_default().to_owned()));
-            }
-            Ok(table.write(&mut stdout())?)
-        }
-    }
+    let columns = [
+        ("CONTAINER ID", "ID"),
+        ("IMAGE", "Image"),
+        ("COMMAND", "Command"),
+        ("CREATED", "RunningFor"),
+        ("STATUS", "Status"),
+        ("PORTS", "Ports"),
+        ("NAMES", "Names"),
+    ];
+    let now = units::now();
+    let rows = containers.iter().map(|container| fields(container, now, args.no_trunc));
+    listing::print(format, rows, &columns)
 }
 
 /// The names that Docker's `--format` knows.

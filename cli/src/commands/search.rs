@@ -1,15 +1,15 @@
 //! `search`: repositories of a registry.
 
-use std::{io::stdout, process::ExitCode};
+use std::process::ExitCode;
 
 use caisson_rootfs::registry::{SearchResult, registry_name};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{print_line, registry::RegistryFlags};
+use super::{listing, registry::RegistryFlags};
 use crate::{
     failure::{CommandResult, Failure},
-    format::{table::Table, template::Format},
+    format::template::Format,
     globals::Globals,
 };
 
@@ -107,28 +107,13 @@ fn fields(found: &SearchResult, no_trunc: bool) -> Value {
 }
 
 fn print(found: &[SearchResult], no_trunc: bool, format: &Format) -> Result<(), Failure> {
-    let rows = found.iter().map(|found| fields(found, no_trunc));
-    match format {
-        Format::Json => rows.into_iter().try_for_each(|row| print_line(&row.to_string())),
-        Format::Lines(template) => {
-            rows.into_iter().try_for_each(|row| print_line(&template.fill(&row)?))
-        }
-        Format::Table(template) => {
-            let mut table = Table::new(template.heading().split('\t'));
-            for row in rows {
-                table.row(template.fill(&row)?.split('\t'));
-            }
-            Ok(table.write(&mut stdout())?)
-        }
-        Format::Default => {
-            let mut table = Table::new(["NAME", "DESCRIPTION", "STARS", "OFFICIAL"]);
-            for row in rows {
-                let cells = ["Name", "Description", "StarCount", "IsOfficial"];
-                table.row(cells.map(|cell| row[cell].as_str().unwrap_or_default().to_owned()));
-            }
-            Ok(table.write(&mut stdout())?)
-        }
-    }
+    let columns = [
+        ("NAME", "Name"),
+        ("DESCRIPTION", "Description"),
+        ("STARS", "StarCount"),
+        ("OFFICIAL", "IsOfficial"),
+    ];
+    listing::print(format, found.iter().map(|found| fields(found, no_trunc)), &columns)
 }
 
 #[cfg(test)]
