@@ -4,6 +4,7 @@
 //! the budget and fails when one is exceeded, so a regression is a failed command and
 //! never a flaky test.
 
+pub mod bench;
 pub mod boot;
 pub mod budgets;
 pub mod initramfs;

@@ -11,62 +11,39 @@ use std::{
 
 use anyhow::Context;
 use caisson_benches::{
+    bench::Bench,
     boot::{Programs, alone, chart, container::Place, report::Measured},
-    budgets::Budgets,
-    machine::{Machine, kvm_runs_guests},
 };
 use clap::Parser;
 
 #[derive(Parser)]
 struct Arguments {
-    /// The staged `caisson`
-    #[arg(long)]
-    caisson: PathBuf,
-    /// The init that resets, static
-    #[arg(long)]
-    reset_init: PathBuf,
+    #[command(flatten)]
+    bench: Bench,
     /// The busybox image
     #[arg(long)]
     busybox: PathBuf,
-    /// `budgets.json`
-    #[arg(long)]
-    budgets: PathBuf,
-    /// Where store and state go
-    #[arg(long)]
-    directory: PathBuf,
-    /// Where results go
-    #[arg(long)]
-    results: PathBuf,
     #[arg(long, default_value_t = 3)]
     runs: usize,
-    /// Measure here, where KVM runs guests, and write the figures to this file
-    #[arg(long, hide = true)]
-    inside: Option<PathBuf>,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
-    let arguments = Arguments::parse();
+    let Arguments { bench, busybox, runs } = Arguments::parse();
     let programs = Programs {
-        caisson: arguments.caisson.clone(),
-        reset_init: arguments.reset_init.clone(),
-        busybox: arguments.busybox.clone(),
+        caisson: bench.caisson.clone(),
+        reset_init: bench.reset_init.clone(),
+        busybox: busybox.clone(),
     };
-    if let Some(output) = &arguments.inside {
-        let measured = measure(&programs, &arguments.directory, arguments.runs)?;
-        fs::write(output, serde_json::to_vec(&measured)?)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    fs::create_dir_all(&arguments.directory)?;
-    fs::create_dir_all(&arguments.results)?;
-    let mut measured = if kvm_runs_guests() {
-        measure(&programs, &arguments.directory, arguments.runs)?
-    } else {
-        measure_in_machine(&arguments)?
-    };
-    for _ in 0..arguments.runs.max(11) {
+    let measured = bench
+        .measured(("--busybox", &busybox), runs, || measure(&programs, &bench.directory, runs))?;
+    let Some(mut measured) = measured else { return Ok(ExitCode::SUCCESS) };
+    for _ in 0..runs.max(11) {
         measured.first_run_ms.push(alone::first_run_ms(&programs)?);
     }
-    report(&arguments, &measured)
+    if let Some(trace) = measured.typical() {
+        fs::write(bench.results.join("boot.svg"), chart::svg(trace))?;
+    }
+    bench.report("boot", &measured, &measured.table(), &measured.figures())
 }
 
 fn measure(programs: &Programs, directory: &Path, runs: usize) -> anyhow::Result<Measured> {
@@ -84,39 +61,4 @@ fn measure(programs: &Programs, directory: &Path, runs: usize) -> anyhow::Result
         qemu.push(alone::qemu(programs, initramfs.path())?);
     }
     Ok(Measured { traces, idle, caisson, qemu, first_run_ms: Vec::new() })
-}
-
-fn measure_in_machine(arguments: &Arguments) -> anyhow::Result<Measured> {
-    let machine = Machine {
-        caisson: &arguments.caisson,
-        directory: &arguments.directory,
-        results: &arguments.results,
-    };
-    machine.measure(|inside| {
-        for (option, value) in [
-            ("--caisson", &arguments.caisson),
-            ("--reset-init", &arguments.reset_init),
-            ("--busybox", &arguments.busybox),
-            ("--budgets", &arguments.budgets),
-            ("--directory", &arguments.directory),
-            ("--results", &arguments.results),
-        ] {
-            inside.arg(option).arg(value);
-        }
-        inside.args(["--runs", &arguments.runs.to_string()]);
-    })
-}
-
-fn report(arguments: &Arguments, measured: &Measured) -> anyhow::Result<ExitCode> {
-    let budgets = Budgets::read(&arguments.budgets, "boot")?;
-    let (judgement, kept) = budgets.judge(&measured.figures());
-    let text = format!("{}\nBudgets\n\n{judgement}", measured.table());
-    print!("{text}");
-    fs::write(arguments.results.join("boot.txt"), &text)?;
-    fs::write(arguments.results.join("boot.json"), serde_json::to_vec_pretty(measured)?)?;
-    if let Some(trace) = measured.typical() {
-        fs::write(arguments.results.join("boot.svg"), chart::svg(trace))?;
-    }
-    println!("\nsaved in {}", arguments.results.display());
-    Ok(if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
