@@ -4,6 +4,7 @@
 //! those every test here says why it skips. On a host whose KVM cannot run guests the
 //! programs carry themselves into the machine, so the tests are the same everywhere.
 
+mod bounded;
 pub mod killed;
 mod leftovers;
 mod outcome;
@@ -12,20 +13,11 @@ mod terminal;
 
 use std::{
     env, fs,
-    io::Write,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{
-        OnceLock,
-        mpsc::{RecvTimeoutError, channel},
-    },
+    sync::OnceLock,
     thread,
     time::{Duration, Instant},
-};
-
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
 };
 
 pub use leftovers::Leftovers;
@@ -94,7 +86,12 @@ impl Host {
         input: &[u8],
     ) -> Outcome {
         let arguments: Vec<_> = arguments.into_iter().collect();
-        if let Some(outcome) = self.attempt(&arguments, input) {
+        self.within(&arguments, input, COMMAND_LIMIT)
+    }
+
+    /// Runs `caisson`, which ends within `limit`.
+    fn within(&self, arguments: &[&str], input: &[u8], limit: Duration) -> Outcome {
+        if let Some(outcome) = self.attempt(arguments, input, limit) {
             return outcome;
         }
         // The emulated host is QEMU's nested virtualization, which can stop for good. That
@@ -102,12 +99,13 @@ impl Host {
         assert!(self.uses_machine() && !self.machine_answers(), "{arguments:?} does not end");
         eprintln!("the machine hangs; starting another one for {arguments:?}");
         self.stop_machine();
-        self.attempt(&arguments, input).expect("the command ends in a new machine")
+        self.attempt(arguments, input, limit).expect("the command ends in a new machine")
     }
 
     /// Whether the machine runs a command within its time.
     fn machine_answers(&self) -> bool {
-        self.attempt(&["machine", "exec", "--", "true"], b"").is_some_and(|it| it.code == 0)
+        self.attempt(&["machine", "exec", "--", "true"], b"", COMMAND_LIMIT)
+            .is_some_and(|it| it.code == 0)
     }
 
     fn stop_machine(&self) {
@@ -115,31 +113,12 @@ impl Host {
         assert!(stopped.expect("start caisson").success(), "the machine cannot be stopped");
     }
 
-    /// One run of a command; `None` if it had to be killed after [`COMMAND_LIMIT`].
-    fn attempt(&self, arguments: &[&str], input: &[u8]) -> Option<Outcome> {
+    /// One run of a command; `None` if it had to be killed after its time.
+    fn attempt(&self, arguments: &[&str], input: &[u8], limit: Duration) -> Option<Outcome> {
         let mut command = self.command(arguments.iter().copied());
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("start caisson");
-        let mut stdin = child.stdin.take().expect("a piped input");
-        let input = input.to_vec();
-        // A program that does not read leaves the pipe broken: that is its business.
-        let writer = thread::spawn(move || drop(stdin.write_all(&input)));
-        let pid = Pid::from_raw(child.id() as i32);
-        let (ended, watched) = channel::<()>();
-        let watchdog = thread::spawn(move || {
-            let late = watched.recv_timeout(COMMAND_LIMIT) == Err(RecvTimeoutError::Timeout);
-            // A child that ends in this very moment leaves its number unused for long.
-            late && kill(pid, Signal::SIGKILL).is_ok()
-        });
-        let output = child.wait_with_output().expect("wait for caisson");
-        drop(ended);
-        writer.join().expect("the writer ends");
-        let killed = watchdog.join().expect("the watchdog ends");
-        (!killed).then(|| Outcome::of(&command, output))
+        let ended =
+            bounded::run(&mut command, input, limit).unwrap_or_else(|problem| panic!("{problem}"));
+        (!ended.killed).then(|| Outcome::of(&command, ended.output))
     }
 
     /// `caisson` with the tests' store and state, not yet started.
@@ -171,13 +150,20 @@ impl Host {
 
     /// Runs a shell command where the containers run: in the machine, or here.
     pub fn inside(&self, script: &str) -> Outcome {
+        self.inside_within(&["sh", "-c", script], COMMAND_LIMIT)
+    }
+
+    /// Runs a program, which ends within `limit`, where the containers run.
+    pub fn inside_within(&self, words: &[&str], limit: Duration) -> Outcome {
         if self.uses_machine() {
-            return self.caisson(["machine", "exec", "--", "sh", "-c", script]);
+            return self.within(&[&["machine", "exec", "--"], words].concat(), b"", limit);
         }
-        let mut command = Command::new("sh");
-        command.args(["-c", script]);
-        let output = command.output().expect("start sh");
-        Outcome::of(&command, output)
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]);
+        let ended =
+            bounded::run(&mut command, b"", limit).unwrap_or_else(|problem| panic!("{problem}"));
+        assert!(!ended.killed, "{words:?} does not end");
+        Outcome::of(&command, ended.output)
     }
 
     /// Whether KVM here cannot run guests.

@@ -15,6 +15,7 @@ use nix::{
 };
 
 use super::{Plan, Random};
+use crate::bounded;
 
 /// What any one command may take, in an emulated host under load.
 const COMMAND_LIMIT: Duration = Duration::from_secs(120);
@@ -127,39 +128,18 @@ impl Caisson {
 
 const NAME: &str = "soak";
 
-/// Runs a command to its end, which `after` brings about early.
+/// Runs a command to its end, which `kill_after` brings about early.
 fn finish(mut command: Command, kill_after: Option<Duration>) -> Result<Done, String> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| error.to_string())?;
-    // No command of a soak prints more than a pipe holds.
-    let deadline = Instant::now() + kill_after.unwrap_or(COMMAND_LIMIT);
-    let status = loop {
-        match child.try_wait().map_err(|error| error.to_string())? {
-            Some(status) => break status,
-            None if Instant::now() > deadline => {
-                let _ = child.kill();
-                let status = child.wait().map_err(|error| error.to_string())?;
-                if kill_after.is_none() {
-                    return Err(format!("does not end within {COMMAND_LIMIT:?}"));
-                }
-                break status;
-            }
-            None => thread::sleep(Duration::from_millis(10)),
-        }
-    };
-    Ok(Done {
-        code: status.code(),
-        stdout: rest(child.stdout.take()),
-        stderr: rest(child.stderr.take()),
-    })
-}
-
-fn rest(stream: Option<impl Read>) -> String {
-    let mut bytes = Vec::new();
-    if let Some(stream) = stream {
-        let _ = stream.take(1 << 20).read_to_end(&mut bytes);
+    let ended = bounded::run(&mut command, b"", kill_after.unwrap_or(COMMAND_LIMIT))?;
+    if ended.killed && kill_after.is_none() {
+        return Err(format!("does not end within {COMMAND_LIMIT:?}"));
     }
-    String::from_utf8_lossy(&bytes).into_owned()
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ok(Done {
+        code: ended.output.status.code(),
+        stdout: text(ended.output.stdout),
+        stderr: text(ended.output.stderr),
+    })
 }
 
 fn run_to_the_end(caisson: &Caisson, random: &mut Random) -> Result<(), String> {
@@ -252,8 +232,7 @@ fn full_disk(caisson: &Caisson, random: &mut Random) -> Result<(), String> {
 
 fn image(caisson: &Caisson, random: &mut Random) -> Result<(), String> {
     let archive = caisson.busybox.to_string_lossy().into_owned();
-    let mut killed = caisson.command(&["load", "-i", &archive]);
-    killed.stdin(Stdio::null());
+    let killed = caisson.command(&["load", "-i", &archive]);
     caisson.run(&["rmi", "busybox"])?.expect(&[0])?;
     finish(killed, Some(Duration::from_millis(random.below(600))))?;
     caisson.run(&["load", "-i", &archive])?.expect(&[0]).map(drop)
