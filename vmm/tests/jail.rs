@@ -50,12 +50,16 @@ fn threads(vmm: &Vmm) -> BTreeMap<String, String> {
         .collect()
 }
 
+/// Since Linux 6.13 a worker of KVM itself is counted as a thread of the process.
+fn is_kvms_own(thread: &str) -> bool {
+    thread.starts_with("kvm-")
+}
+
 #[test]
 fn every_thread_is_nobody_with_no_rights_behind_a_filter() {
     let Some(vmm) = running() else { return };
     let threads = threads(&vmm);
-    // Since Linux 6.13 a worker of KVM itself is counted as a thread of the process.
-    let names = threads.keys().map(String::as_str).filter(|name| !name.starts_with("kvm-"));
+    let names = threads.keys().map(String::as_str).filter(|name| !is_kvms_own(name));
     let names: Vec<&str> = names.collect();
     assert_eq!(names, ["block", "caisson-vmm", "vcpu0"]);
     for (name, task) in &threads {
@@ -100,7 +104,9 @@ fn signals_are_as_the_program_wants_them_whatever_the_parent_did() {
         let (kick, setxid) = (libc::SIGRTMIN(), 33);
         let caught = [libc::SIGBUS, libc::SIGSEGV, setxid, kick].into();
         assert_eq!(signals(fields["SigCgt"][0]), caught, "{name}");
-        assert!(signals(fields["SigBlk"][0]).is_empty(), "{name}");
+        // A worker of KVM itself blocks what it likes, for a while.
+        let blocked = signals(fields["SigBlk"][0]);
+        assert!(blocked.is_empty() || is_kvms_own(name), "{name}: {blocked:?}");
         assert!(signals(fields["SigPnd"][0]).is_empty(), "{name}");
         assert_eq!(fields["Umask"], ["0077"], "{name}");
     }
