@@ -5,14 +5,8 @@
 //! could do something else with others. Nothing here opens a file, makes a socket, starts
 //! a thread or a process, or makes memory executable.
 
-mod tree;
-
-use std::collections::BTreeMap;
-
-use seccompiler::{
-    BpfProgram, SeccompCmpArgLen as Length, SeccompCmpOp as Compare, SeccompCondition as Condition,
-    SeccompRule,
-};
+use caisson_jail::filter::{Rules, bits, equals, null};
+use seccompiler::{BpfProgram, SeccompCondition as Condition};
 
 use crate::virtio::net::OFFLOAD_MASK;
 
@@ -75,7 +69,7 @@ fn compile(kind: ThreadKind) -> Result<BpfProgram, SeccompError> {
         ThreadKind::Io => allow_io(&mut rules),
         ThreadKind::Control => allow_control(&mut rules),
     }
-    tree::compile(rules.0).map_err(|source| SeccompError::Compile { kind, source })
+    rules.compile().map_err(|source| SeccompError::Compile { kind, source })
 }
 
 /// What the allocator, locks, the clock, a panic and the end need, in every thread.
@@ -185,52 +179,31 @@ fn allow_control(rules: &mut Rules) {
 }
 
 /// `_IO(KVMIO, 0x80)`
-const KVM_RUN: u32 = 0xae80;
+pub const KVM_RUN: u32 = 0xae80;
 /// `_IOR(KVMIO, 0x81, struct kvm_regs)`
-const KVM_GET_REGS: u32 = 0x8090_ae81;
-
-#[derive(Default)]
-struct Rules(BTreeMap<i64, Vec<SeccompRule>>);
-
-impl Rules {
-    /// These calls with any arguments.
-    fn any(&mut self, calls: &[i64]) {
-        for &call in calls {
-            self.0.insert(call, Vec::new());
-        }
-    }
-
-    /// This call if all `conditions` hold; as often as called, with any of them.
-    fn when(&mut self, call: i64, conditions: Vec<Condition>) {
-        let rule = SeccompRule::new(conditions).expect("no rule here is without conditions");
-        self.0.entry(call).or_default().push(rule);
-    }
-}
-
-fn equals(argument: u8, value: u32) -> Condition {
-    condition(argument, Compare::Eq, value)
-}
-
-/// The bits of `mask` have this `value`.
-fn bits(argument: u8, mask: u32, value: u32) -> Condition {
-    condition(argument, Compare::MaskedEq(mask.into()), value)
-}
+pub const KVM_GET_REGS: u32 = 0x8090_ae81;
 
 /// The process's own threads, and this signal.
 fn signal_to_itself(signal: i32) -> Vec<Condition> {
     vec![equals(0, std::process::id()), equals(2, signal as u32)]
 }
 
-/// No pointer.
-fn null(argument: u8) -> Condition {
-    Condition::new(argument, Length::Qword, Compare::Eq, 0).expect("a system call has the argument")
-}
-
-/// All the numbers compared are ints in the kernel's eyes.
-fn condition(argument: u8, compare: Compare, value: u32) -> Condition {
-    Condition::new(argument, Length::Dword, compare, value.into())
-        .expect("a system call has the argument")
-}
-
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ioctl_numbers_are_those_of_kvm() {
+        use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, ioctl_expr};
+        assert_eq!(ioctl_expr(_IOC_NONE, 0xae, 0x80, 0), libc::c_ulong::from(KVM_RUN));
+        let size = size_of::<kvm_bindings::kvm_regs>() as u32;
+        assert_eq!(ioctl_expr(_IOC_READ, 0xae, 0x81, size), libc::c_ulong::from(KVM_GET_REGS));
+    }
+
+    #[test]
+    fn no_filter_is_installed_only_when_that_is_asked() {
+        let unfiltered = Filter::new(ThreadKind::Vcpu, Filtering::Off).unwrap();
+        assert!(unfiltered.0.is_none());
+        unfiltered.install().unwrap();
+    }
+}

@@ -2,14 +2,15 @@
 //!
 //! In this order, because each step takes away what an earlier one needs: files, signals,
 //! namespaces and root directory (these need CAP_SYS_ADMIN), user and user namespace,
-//! rights, Landlock, resource limits, environment. System call filters are the program's own affair and follow
-//! when its threads exist. Every step that fails is an error, after which the process must
-//! end.
+//! rights, Landlock, resource limits, environment. System call filters ([`filter`]) follow
+//! when the program's threads exist. Every step that fails is an error, after which the
+//! process must end.
 //!
 //! Each step is a function of its own for a process that needs only some. A pid namespace
 //! is the parent's to give ([`pid_namespace::spawn`]): `unshare` gives it to children.
 
 pub mod files;
+pub mod filter;
 pub mod inherited;
 pub mod landlock;
 pub mod limits;
@@ -55,9 +56,12 @@ pub fn enter(jail: &Jail, keep: &[RawFd], die_with_parent: bool) -> Result<Enter
     namespaces::leave()?;
     let maps = user_namespace::Maps::open();
     namespaces::take_empty_root()?;
-    privileges::drop_bounding_set()?;
-    privileges::take_user(jail.uid, jail.gid)?;
+    // Hosts that restrict user namespaces do so for those without CAP_SYS_ADMIN. Entering
+    // one fills the bounding set, so that is emptied afterwards.
+    let kept = [privileges::CAP_SYS_ADMIN, privileges::CAP_SETPCAP];
+    privileges::take_user(jail.uid, jail.gid, &kept)?;
     let no_user_namespace = user_namespace::enter(maps, jail.uid, jail.gid)?.err();
+    privileges::drop_bounding_set(&[])?;
     privileges::drop_rights()?;
     let landlock_abi = landlock::forbid_all()?;
     limits::set(jail.max_open_files)?;

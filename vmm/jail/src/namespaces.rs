@@ -1,6 +1,6 @@
 //! Leaves the host's namespaces and its directory tree.
 
-use std::ptr;
+use std::{ffi::CStr, ptr};
 
 use super::{JailError, check};
 
@@ -18,17 +18,31 @@ pub fn leave() -> Result<(), JailError> {
 
 /// Makes an empty, read-only tmpfs the root directory and the only mount.
 pub fn take_empty_root() -> Result<(), JailError> {
+    take_root(|place| {
+        let flags = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+        mount("mount an empty root", c"none", place, Some(c"tmpfs"), flags)
+    })
+}
+
+/// Makes what `mount` mounts at the place that it is given the root directory, and the only
+/// mount with those below it.
+pub fn take_root<E: From<JailError>>(
+    mount_at: impl FnOnce(&CStr) -> Result<(), E>,
+) -> Result<(), E> {
     // What is mounted from now on stays in this namespace.
     mount("make mounts private", c"none", c"/", None, libc::MS_REC | libc::MS_PRIVATE)?;
     // Any directory serves as a place to mount; this one every host has.
     let place = c"/dev";
-    let flags = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-    mount("mount an empty root", c"none", place, Some(c"tmpfs"), flags)?;
-    // SAFETY: calls with constant strings that change this process's root and working
+    mount_at(place)?;
+    Ok(pivot_into(place)?)
+}
+
+fn pivot_into(place: &CStr) -> Result<(), JailError> {
+    // SAFETY: calls with strings that end in NUL, which change this process's root and working
     // directory, and its own mount namespace. The old root is stacked on the new one
     // (pivot_root(2), `pivot_root(".", ".")`), then detached.
     unsafe {
-        check("enter the empty root", libc::chdir(place.as_ptr()))?;
+        check("enter the root to be", libc::chdir(place.as_ptr()))?;
         let here = c".".as_ptr();
         check("make it the root", libc::syscall(libc::SYS_pivot_root, here, here))?;
         check("detach the host's root", libc::umount2(here, libc::MNT_DETACH))?;
@@ -38,12 +52,12 @@ pub fn take_empty_root() -> Result<(), JailError> {
 
 fn mount(
     step: &'static str,
-    source: &std::ffi::CStr,
-    target: &std::ffi::CStr,
-    fstype: Option<&std::ffi::CStr>,
+    source: &CStr,
+    target: &CStr,
+    fstype: Option<&CStr>,
     flags: libc::c_ulong,
 ) -> Result<(), JailError> {
-    let fstype = fstype.map_or(ptr::null(), std::ffi::CStr::as_ptr);
+    let fstype = fstype.map_or(ptr::null(), CStr::as_ptr);
     // One inode: the root directory.
     let options =
         if fstype.is_null() { ptr::null() } else { c"mode=0,nr_inodes=1,size=4k".as_ptr() };

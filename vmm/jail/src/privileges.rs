@@ -4,16 +4,16 @@ use std::ptr;
 
 use super::{JailError, check};
 
-/// Becomes `uid` and `gid`, in no other group and without any capability, for good.
-pub fn drop_all(uid: u32, gid: u32) -> Result<(), JailError> {
-    drop_bounding_set()?;
-    take_user(uid, gid)?;
-    drop_rights()
-}
+/// `CAP_DAC_READ_SEARCH` of `linux/capability.h`.
+pub const CAP_DAC_READ_SEARCH: u32 = 2;
+/// `CAP_SETPCAP`
+pub const CAP_SETPCAP: u32 = 8;
+/// `CAP_SYS_ADMIN`
+pub const CAP_SYS_ADMIN: u32 = 21;
 
-/// Becomes `uid` and `gid`, in no other group. Of root's capabilities those stay that a
-/// user namespace takes, until [`drop_rights`].
-pub fn take_user(uid: u32, gid: u32) -> Result<(), JailError> {
+/// Becomes `uid` and `gid`, in no other group. Of root's capabilities those in `kept` stay,
+/// which are of the first 32.
+pub fn take_user(uid: u32, gid: u32, kept: &[u32]) -> Result<(), JailError> {
     control("keep capabilities", libc::PR_SET_KEEPCAPS, 1)?;
     // SAFETY: changes the credentials of this thread, the only one.
     unsafe {
@@ -22,14 +22,18 @@ pub fn take_user(uid: u32, gid: u32) -> Result<(), JailError> {
         check("take the user", libc::setresuid(uid, uid, uid))?;
     }
     control("keep capabilities no longer", libc::PR_SET_KEEPCAPS, 0)?;
-    // Hosts that restrict user namespaces do so for those who are not this.
-    set_capabilities("keep the capability for a user namespace", 1 << CAP_SYS_ADMIN)
+    set_capabilities("drop the other capabilities", kept.iter().map(|kept| 1 << kept).sum())
 }
 
 /// Drops every capability, can win none by a program's file, and is traced by nobody.
 pub fn drop_rights() -> Result<(), JailError> {
     // With the inheritable set the ambient one is empty.
     set_capabilities("drop all capabilities", 0)?;
+    forbid_new_rights()
+}
+
+/// Can win no capability by a program's file, and is traced by nobody.
+pub fn forbid_new_rights() -> Result<(), JailError> {
     control("forbid new privileges", libc::PR_SET_NO_NEW_PRIVS, 1)?;
     // After the changes of user, which reset it.
     set_dumpable(false)
@@ -48,23 +52,20 @@ pub fn die_with_parent() -> Result<(), JailError> {
     control("die with the parent", libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong)
 }
 
-/// Takes every capability out of the bounding set, as far as the kernel knows them.
-pub fn drop_bounding_set() -> Result<(), JailError> {
-    const STEP: &str = "drop the capability bounding set";
-    for capability in 0..64 {
-        // SAFETY: takes numbers only.
-        let known = unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability, 0, 0, 0) };
-        if known == -1 {
+/// Takes every capability but `kept` out of the bounding set, as far as the kernel knows
+/// them.
+pub fn drop_bounding_set(kept: &[u32]) -> Result<(), JailError> {
+    for capability in (0..64).filter(|capability| !kept.contains(capability)) {
+        let dropped =
+            control("drop the capability bounding set", libc::PR_CAPBSET_DROP, capability.into());
+        match dropped {
             // Beyond the last capability of this kernel.
-            break;
+            Err(error) if error.source.raw_os_error() == Some(libc::EINVAL) => break,
+            dropped => dropped?,
         }
-        control(STEP, libc::PR_CAPBSET_DROP, capability)?;
     }
     Ok(())
 }
-
-/// `linux/capability.h`
-const CAP_SYS_ADMIN: u32 = 21;
 
 /// Makes `capabilities` (of the first 32) the permitted and the effective set, and empties
 /// the inheritable one.

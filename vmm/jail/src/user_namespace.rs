@@ -38,7 +38,7 @@ impl Maps {
 ///
 /// A host that allows no user namespace is the inner error, and nothing has changed. The
 /// process has all capabilities in the new namespace, which is for
-/// [`privileges::drop_rights`] to end; its bounding set is emptied here.
+/// [`privileges`] to end.
 pub fn enter(maps: Maps, uid: u32, gid: u32) -> Result<Result<(), JailError>, JailError> {
     const UNSHARE: &str = "enter a user namespace";
     if let Err(source) = maps.0 {
@@ -58,7 +58,6 @@ pub fn enter(maps: Maps, uid: u32, gid: u32) -> Result<Result<(), JailError>, Ja
     map("map the user", c"uid_map", &format!("{uid} {uid} 1"))?;
     map("map the group", c"gid_map", &format!("{gid} {gid} 1"))?;
     privileges::set_dumpable(false)?;
-    privileges::drop_bounding_set()?;
     Ok(Ok(()))
 }
 

@@ -25,13 +25,6 @@ const MAX_CPU_SECONDS: u64 = 3600;
 /// Beside what is held for the data: program, stack, buffers.
 const BASE_BYTES: u64 = 256 << 20;
 
-/// `CAP_DAC_READ_SEARCH`: directories and files that are closed to others.
-const CAP_DAC_READ_SEARCH: u32 = 2;
-/// `CAP_SYS_ADMIN`: the kernel shows attributes of the `trusted` namespace, in which overlay
-/// directories are marked opaque, to nobody without it. The filter leaves nothing else that
-/// asks for it.
-const CAP_SYS_ADMIN: u32 = 21;
-
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConfineError {
     #[error(transparent)]
@@ -115,31 +108,20 @@ fn enter_tree(input: &File, keep: &[RawFd], uid: u32) -> Result<File, ConfineErr
     let tree = clone_mounts(input)?;
     make_read_only(&tree)?;
     namespaces::leave()?;
-    let none = std::ptr::null();
-    // SAFETY: calls with constant strings and open descriptors that change this process's
-    // namespaces, root and working directory; it has one thread. The old root is stacked on
-    // the new one (pivot_root(2), `pivot_root(".", ".")`), then detached.
-    unsafe {
-        let private = libc::MS_REC | libc::MS_PRIVATE;
-        let root = c"/".as_ptr();
-        check("make mounts private", libc::mount(none, root, none, private, none.cast()))?;
-        // Any directory serves as a place to mount; this one every host has.
-        let place = c"/dev".as_ptr();
-        let moved = libc::syscall(
-            libc::SYS_move_mount,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_FDCWD,
-            place,
-            libc::MOVE_MOUNT_F_EMPTY_PATH,
-        );
-        check("mount the directory", moved)?;
-        check("enter the directory", libc::chdir(place))?;
-        let here = c".".as_ptr();
-        check("make it the root", libc::syscall(libc::SYS_pivot_root, here, here))?;
-        check("detach the host's root", libc::umount2(here, libc::MNT_DETACH))?;
-        check("enter the new root", libc::chdir(root))?;
-    }
+    namespaces::take_root(|place| {
+        // SAFETY: the descriptor is open, the strings end in NUL.
+        let moved = unsafe {
+            libc::syscall(
+                libc::SYS_move_mount,
+                tree.as_raw_fd(),
+                c"".as_ptr(),
+                libc::AT_FDCWD,
+                place.as_ptr(),
+                libc::MOVE_MOUNT_F_EMPTY_PATH,
+            )
+        };
+        check("mount the directory", moved)
+    })?;
     let root = File::open("/")
         .map_err(|source| ConfineError::Step { step: "open the directory", source })?;
     become_reader(uid)?;
@@ -189,48 +171,15 @@ fn make_read_only(tree: &OwnedFd) -> Result<(), ConfineError> {
     check("make the directory read-only", result)
 }
 
-/// Becomes `uid`, with nothing but the two capabilities that reading a directory takes.
-fn become_reader(uid: u32) -> Result<(), ConfineError> {
-    let kept = [CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN];
-    // SAFETY: changes the credentials of this thread, the only one. The numbers of
-    // capabilities end where the kernel says so.
-    unsafe {
-        for capability in (0..64).filter(|capability| !kept.contains(capability)) {
-            if libc::prctl(libc::PR_CAPBSET_READ, capability, 0, 0, 0) == -1 {
-                break;
-            }
-            let dropped = libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0);
-            check("drop the capability bounding set", dropped)?;
-        }
-        check("keep capabilities", libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0))?;
-        check("leave all groups", libc::setgroups(0, std::ptr::null()))?;
-        check("take the group", libc::setresgid(uid, uid, uid))?;
-        check("take the user", libc::setresuid(uid, uid, uid))?;
-    }
-    set_capabilities(kept.iter().map(|capability| 1 << capability).sum())?;
-    // SAFETY: take numbers only.
-    unsafe {
-        check("forbid new privileges", libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
-        // Nobody but root may trace the process or read its memory.
-        check("forbid tracing", libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0))?;
-    }
-    Ok(privileges::die_with_parent()?)
-}
-
-/// These, permitted and effective; none that a program would inherit.
-fn set_capabilities(low: u32) -> Result<(), ConfineError> {
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: i32,
-    }
-    const VERSION_3: u32 = 0x2008_0522;
-    let header = Header { version: VERSION_3, pid: 0 };
-    // Effective, permitted, inheritable: of the low 32 capabilities, then of the high ones.
-    let data: [u32; 6] = [low, low, 0, 0, 0, 0];
-    // SAFETY: header and data have the layout of version 3 (capset(2)) and outlive the call.
-    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const data) };
-    check("drop capabilities", result)
+/// Becomes `uid`, with nothing but the capabilities that reading a directory takes.
+fn become_reader(uid: u32) -> Result<(), JailError> {
+    // To see attributes of the `trusted` namespace, in which overlay directories are marked
+    // opaque, the kernel asks for CAP_SYS_ADMIN. The filter leaves nothing else that does.
+    let kept = [privileges::CAP_DAC_READ_SEARCH, privileges::CAP_SYS_ADMIN];
+    privileges::drop_bounding_set(&kept)?;
+    privileges::take_user(uid, uid, &kept)?;
+    privileges::forbid_new_rights()?;
+    privileges::die_with_parent()
 }
 
 fn check(step: &'static str, result: impl Into<i64>) -> Result<(), ConfineError> {

@@ -1,12 +1,12 @@
-use super::*;
+//! The filters of each kind of thread, on real processes.
+//!
+//! In a program of its own: the children that try system calls are forks, and hold what
+//! tests beside them have open.
 
-#[test]
-fn the_ioctl_numbers_are_those_of_kvm() {
-    use vmm_sys_util::ioctl::{_IOC_NONE, _IOC_READ, ioctl_expr};
-    assert_eq!(ioctl_expr(_IOC_NONE, 0xae, 0x80, 0), libc::c_ulong::from(KVM_RUN));
-    let size = size_of::<kvm_bindings::kvm_regs>() as u32;
-    assert_eq!(ioctl_expr(_IOC_READ, 0xae, 0x81, size), libc::c_ulong::from(KVM_GET_REGS));
-}
+use caisson_vmm::{
+    seccomp::{Filter, Filtering, KVM_GET_REGS, KVM_RUN, ThreadKind},
+    vcpu::kick_signal,
+};
 
 const KINDS: [ThreadKind; 3] = [ThreadKind::Vcpu, ThreadKind::Io, ThreadKind::Control];
 
@@ -188,7 +188,7 @@ fn a_listed_call_with_other_arguments_kills() {
         }
     }
     // What one kind may, another may not.
-    let kick = crate::vcpu::kick_signal() as u64;
+    let kick = kick_signal() as u64;
     for (kind, what, number, arguments) in [
         (ThreadKind::Io, "KVM_RUN", libc::SYS_ioctl, [NONE, KVM_RUN.into(), 0, 0, 0, 0]),
         (ThreadKind::Control, "KVM_RUN", libc::SYS_ioctl, [NONE, KVM_RUN.into(), 0, 0, 0, 0]),
@@ -243,16 +243,9 @@ fn what_a_thread_needs_is_allowed() {
     }
     // Its own threads, of which none has this number.
     let kick = || {
-        let (pid, signal) = (std::process::id(), crate::vcpu::kick_signal());
+        let (pid, signal) = (std::process::id(), kick_signal());
         // SAFETY: takes numbers only.
         unsafe { libc::syscall(libc::SYS_tgkill, pid, i32::MAX, signal) };
     };
     assert_eq!(confined(ThreadKind::Control, kick), Fate::Exited(0));
-}
-
-#[test]
-fn no_filter_is_installed_only_when_that_is_asked() {
-    let unfiltered = Filter::new(ThreadKind::Vcpu, Filtering::Off).unwrap();
-    assert!(unfiltered.0.is_none());
-    unfiltered.install().unwrap();
 }
