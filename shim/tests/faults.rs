@@ -4,18 +4,11 @@
 #[allow(unreachable_pub, dead_code, reason = "shared by test binaries")]
 mod support;
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
-};
+use std::{collections::BTreeMap, fs, thread};
 
 use caisson_failpoints::{
     Outcome,
+    cases::{self, Case},
     steps::{self, Step},
 };
 use caisson_shim::{
@@ -79,40 +72,14 @@ fn every_step_of_the_table_is_passed() {
 fn every_step_fails_once_and_the_next_attempt_succeeds() {
     let Some(host) = Host::new() else { return };
     let passes = passes(&host);
-    let mut cases = Vec::new();
-    for step in steps_of_the_shim() {
-        let actions: &[&str] = match step.outcome {
-            Outcome::OnlyDies => &["kill"],
-            Outcome::Fails | Outcome::Tolerated => &["enospc", "kill"],
-        };
-        for nth in 1..=passes.get(step.name).map_or(0, |&times| times.min(MAX_TIMES)) {
-            cases.extend(actions.iter().map(|action| (step, *action, nth)));
-        }
-    }
+    let times = |step: &Step| passes.get(step.name).map_or(0, |&times| times.min(MAX_TIMES));
+    let cases = cases::of(steps_of_the_shim(), times);
     assert!(cases.len() > 40, "{}", cases.len());
-    let next = AtomicUsize::new(0);
-    let failures = Mutex::new(Vec::new());
-    // Most of a life is spent waiting.
-    thread::scope(|scope| {
-        for _ in 0..6 {
-            scope.spawn(|| {
-                while let Some(&(step, action, nth)) =
-                    cases.get(next.fetch_add(1, Ordering::Relaxed))
-                {
-                    let tried = thread::spawn(move || try_case(step, action, nth)).join();
-                    if tried.is_err() {
-                        failures.lock().unwrap().push(format!("{}={action}:{nth}", step.name));
-                    }
-                }
-            });
-        }
-    });
-    let failures = failures.into_inner().unwrap();
-    assert!(failures.is_empty(), "{failures:?}; their panics are above");
+    cases::try_all(&cases, 6, try_case);
 }
 
-fn try_case(step: &'static Step, action: &str, nth: usize) {
-    let case = format!("{}={action}:{nth}", step.name);
+fn try_case(injected: Case) {
+    let (Case { step, action, .. }, case) = (injected, injected.to_string());
     let host = Host::new().unwrap();
     host.inject(Some(&case));
     let client = host.spawn("c", "sleep 100");

@@ -6,15 +6,10 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
 };
 
 use caisson_failpoints::{
-    Outcome as Expected,
+    cases::{self, Case},
     steps::{self, Step},
 };
 
@@ -101,40 +96,13 @@ fn every_step_of_the_table_is_passed() {
 #[test]
 fn every_step_fails_once_and_the_next_attempt_succeeds() {
     drop(host!());
-    let mut cases = Vec::new();
-    for step in steps_of_the_cli() {
-        let actions: &[&str] = match step.outcome {
-            Expected::OnlyDies => &["kill"],
-            Expected::Fails | Expected::Tolerated => &["enospc", "kill"],
-        };
-        // An import stores several blobs.
-        let times = if step.name.starts_with("store.blob.") { 3 } else { 1 };
-        for nth in 1..=times {
-            cases.extend(actions.iter().map(|&action| (step, action, nth)));
-        }
-    }
-    let next = AtomicUsize::new(0);
-    let failures = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                while let Some(&(step, action, nth)) =
-                    cases.get(next.fetch_add(1, Ordering::Relaxed))
-                {
-                    let tried = thread::spawn(move || try_case(step, action, nth)).join();
-                    if tried.is_err() {
-                        failures.lock().unwrap().push(format!("{}={action}:{nth}", step.name));
-                    }
-                }
-            });
-        }
-    });
-    let failures = failures.into_inner().unwrap();
-    assert!(failures.is_empty(), "{failures:?}; their panics are above");
+    // An import stores several blobs.
+    let times = |step: &Step| if step.name.starts_with("store.blob.") { 3 } else { 1 };
+    cases::try_all(&cases::of(steps_of_the_cli(), times), 4, try_case);
 }
 
-fn try_case(step: &'static Step, action: &str, nth: u32) {
-    let case = format!("{}={action}:{nth}", step.name);
+fn try_case(injected: Case) {
+    let (Case { step, action, .. }, case) = (injected, injected.to_string());
     let host = Host::new().unwrap();
     let failed = live(&host, Some(&case));
     let struck = || passed(&host).contains(&format!("{}!", step.name));

@@ -28,6 +28,8 @@
 
 #[cfg(feature = "active")]
 mod active;
+#[cfg(feature = "active")]
+pub mod cases;
 pub mod steps;
 
 #[cfg(feature = "active")]
