@@ -11,8 +11,16 @@ use std::{
 
 use crate::globals::Globals;
 
+/// Set for a command that another one runs in the machine: it does nothing beside it.
+const NOTHING_BESIDE: &str = "CAISSON_NOTHING_BESIDE_MACHINE";
+
+/// Whether this command is to be carried into the machine as it is.
+pub(super) fn is_carried_as_it_is() -> bool {
+    env::var_os(NOTHING_BESIDE).is_some()
+}
+
 /// Runs another command of this program, which is carried into the machine from `workdir`;
-/// its exit code. It must be one that is carried as it is, or this would never end.
+/// its exit code.
 pub(super) fn run_in_machine(
     globals: &Globals,
     command: &[OsString],
@@ -21,6 +29,7 @@ pub(super) fn run_in_machine(
 ) -> io::Result<u8> {
     let mut child = Command::new(env::current_exe()?);
     child.args(globals.to_args()).args(command).stdin(Stdio::null()).stdout(output);
+    child.env(NOTHING_BESIDE, "1");
     child.current_dir(workdir.unwrap_or(Path::new("/")));
     // 128 + n for a signal, as a shell has it.
     let status = child.status()?;

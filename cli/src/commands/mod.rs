@@ -165,19 +165,10 @@ pub fn dispatch(globals: &Globals, command: Command) -> CommandResult {
         let place = decided.map_err(|error| command.failed(Failure::from(error)))?;
         if place == Place::Machine {
             let mut variables = command.callers_variables();
-            match &command {
-                Command::Pull(args) => return pull::pull_for_machine(globals, args),
-                Command::Push(args) => return push::push_for_machine(globals, args),
-                Command::Save(save::SaveArgs { output: Some(path), images, .. }) => {
-                    return save::save_from_machine(globals, path, images);
-                }
-                Command::Create(create::CreateArgs { flags, words })
-                | Command::Run(run::RunArgs { flags, words, .. }) => {
-                    create::prepare_machine(globals, flags, words)
-                        .map_err(|failure| command.failed(failure))?;
-                    variables.push(format!("{}=1", pull::PULLED_BY_HOST));
-                }
-                _ => {}
+            if !beside_machine::is_carried_as_it_is()
+                && let Some(done) = beside(globals, &command, &mut variables)
+            {
+                return done;
             }
             let carried = machine::carry(globals, command.reads_input(), variables);
             return carried.map_err(|error| command.failed(Failure::from_anyhow(error)));
@@ -187,6 +178,29 @@ pub fn dispatch(globals: &Globals, command: Command) -> CommandResult {
         }
     }
     here(globals, command)
+}
+
+/// What is done on this host before, or instead of, carrying the command into the machine;
+/// the result if that was all.
+fn beside(
+    globals: &Globals,
+    command: &Command,
+    variables: &mut Vec<String>,
+) -> Option<CommandResult> {
+    match command {
+        Command::Pull(args) => Some(pull::pull_for_machine(globals, args)),
+        Command::Push(args) => Some(push::push_for_machine(globals, args)),
+        Command::Save(save::SaveArgs { output: Some(path), images, .. }) => {
+            Some(save::save_from_machine(globals, path, images))
+        }
+        Command::Create(create::CreateArgs { flags, words })
+        | Command::Run(run::RunArgs { flags, words, .. }) => {
+            variables.push(format!("{}=1", pull::PULLED_BY_HOST));
+            let prepared = create::prepare_machine(globals, flags, words);
+            prepared.err().map(|failure| Err(command.failed(failure)))
+        }
+        _ => None,
+    }
 }
 
 fn here(globals: &Globals, command: Command) -> CommandResult {
