@@ -41,7 +41,7 @@ impl Write for Feed {
         loop {
             match rustix::io::write(&self.0, bytes) {
                 Ok(count) => return Ok(count),
-                Err(Errno::AGAIN) => wait(self.0.as_fd(), PollFlags::OUT, Some(PATIENCE))?,
+                Err(Errno::AGAIN) => wait(self.0.as_fd(), PollFlags::OUT)?,
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -65,7 +65,7 @@ impl Read for Drain<'_> {
         loop {
             // Ask again each while: the input may have ended in the meantime.
             let fed = self.is_fed.load(std::sync::atomic::Ordering::Relaxed);
-            match wait(self.reader.as_fd(), PollFlags::IN, Some(PATIENCE)) {
+            match wait(self.reader.as_fd(), PollFlags::IN) {
                 Err(error) if error.kind() == io::ErrorKind::TimedOut && !fed => continue,
                 Err(error) => return Err(error),
                 Ok(()) => {}
@@ -78,11 +78,11 @@ impl Read for Drain<'_> {
     }
 }
 
-fn wait(fd: BorrowedFd<'_>, event: PollFlags, patience: Option<Duration>) -> io::Result<()> {
-    let timeout =
-        patience.map(|patience| Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: 0 });
+/// Waits for [`PATIENCE`] at most.
+fn wait(fd: BorrowedFd<'_>, event: PollFlags) -> io::Result<()> {
+    let timeout = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
     loop {
-        match poll(&mut [PollFd::from_borrowed_fd(fd, event)], timeout.as_ref()) {
+        match poll(&mut [PollFd::from_borrowed_fd(fd, event)], Some(&timeout)) {
             Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
             Ok(_) => return Ok(()),
             Err(Errno::INTR) => {}
