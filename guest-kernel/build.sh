@@ -44,7 +44,7 @@ and config/*.config; prints the path of vmlinux.
 
   --force               build even if the cache has it
   --print-path          only print where it is or would be; exit 1 if not built
-  --check-reproducible  build twice in different directories, compare
+  --check-reproducible  build again in another directory, compare with the cached one
   --help                this text
 
 Environment:
@@ -130,7 +130,7 @@ build_once() {
         flock 9
     fi
     if [[ $force = no && -e $result/vmlinux ]]; then
-        return
+        return 0
     fi
     rm -rf "$cache/.build-$hash".*   # left by a build that was killed
     new_work_dir
@@ -260,21 +260,19 @@ publish() {
     fi
 }
 
+# Builds again, in a directory of another name and length, and compares with the cached one.
 check_reproducible() {
-    mkdir -p "$cache"
+    build_once
     new_work_dir
-    build_in "$work/first"
-    rm -rf "$work/first/src"
-    build_in "$work/a-second-directory-with-a-longer-name"
+    local again=$work/a-second-directory-with-a-longer-name
+    build_in "$again"
     local first second
-    first=$(sha256sum <"$work/first/out/vmlinux")
-    second=$(sha256sum <"$work/a-second-directory-with-a-longer-name/out/vmlinux")
+    first=$(sha256sum <"$result/vmlinux")
+    second=$(sha256sum <"$again/out/vmlinux")
     if [[ $first != "$second" ]]; then
-        rm -rf "$cache/not-reproducible"
         mkdir -p "$cache/not-reproducible"
-        mv "$work/first/out/vmlinux" "$cache/not-reproducible/vmlinux.1"
-        mv "$work"/a-second*/out/vmlinux "$cache/not-reproducible/vmlinux.2"
-        die "not reproducible: compare $cache/not-reproducible/vmlinux.{1,2}"
+        mv "$again/out/vmlinux" "$cache/not-reproducible/vmlinux"
+        die "not reproducible: compare $result/vmlinux and $cache/not-reproducible/vmlinux"
     fi
     echo "reproducible: ${first%% *}"
 }

@@ -21,7 +21,7 @@ pub(crate) fn isolation(runs: usize) -> anyhow::Result<()> {
 fn prepare() -> anyhow::Result<PathBuf> {
     packages::install_missing()?;
     binaries::build_all()?;
-    binaries::build_programs(&["caisson-benches"])
+    binaries::build_programs(&["caisson-benches"], binaries::Profile::Release)
 }
 
 fn run(built: &Path, bench: &str, runs: usize, more: &[(&str, PathBuf)]) -> anyhow::Result<()> {

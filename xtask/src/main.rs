@@ -38,7 +38,11 @@ enum Task {
     /// Install the Debian packages that building and testing need
     Setup,
     /// Build the programs, the guest kernel, the initramfs and the machine
-    Build,
+    Build {
+        /// Compile sooner, for slower programs: to try a change, not to ship or measure
+        #[arg(long)]
+        quick: bool,
+    },
     /// Make the images of the tests, and print where their archives are
     Images,
     /// Run every check and every test
@@ -92,7 +96,8 @@ fn main() -> anyhow::Result<()> {
         Task::Quickstart => quickstart::run_all(),
         Task::Soak(arguments) => soak::run(&arguments),
         Task::Setup => packages::install_missing(),
-        Task::Build => binaries::build_all(),
+        Task::Build { quick: false } => binaries::build_all(),
+        Task::Build { quick: true } => binaries::build_all_as(binaries::Profile::Quick),
         Task::Images => images::make_all().map(|images| {
             for image in images {
                 println!("{}", image.path.display());
