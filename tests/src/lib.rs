@@ -66,6 +66,7 @@ impl Host {
         fs::create_dir_all(&host.directory).expect("the tests' directory can be made");
         let lock = fs::File::create(host.directory.join("lock")).expect("a lock file");
         lock.lock().expect("lock the tests' directory");
+        host.remove_containers();
         for (name, archive) in [("busybox", &host.busybox), ("debian:12", &host.debian)] {
             if host.caisson(["images", "-q", name]).stdout.trim().is_empty() {
                 let archive = archive.to_str().expect("an UTF-8 path");
@@ -73,6 +74,16 @@ impl Host {
             }
         }
         Some(host)
+    }
+
+    /// A test that failed, or lost its machine, leaves its containers to whoever comes next.
+    fn remove_containers(&self) {
+        let listed = self.caisson(["ps", "-aq"]).succeeded().stdout;
+        let ids: Vec<_> = listed.split_whitespace().collect();
+        if !ids.is_empty() {
+            eprintln!("removing what earlier tests have left: {ids:?}");
+            self.caisson([&["rm", "-f"], ids.as_slice()].concat()).succeeded();
+        }
     }
 
     /// Runs `caisson` with these arguments to its end.
