@@ -308,6 +308,28 @@ fn stop_ends_a_container_that_listens_and_one_that_does_not() {
 }
 
 #[test]
+fn a_container_is_paused_renamed_and_restarted() {
+    let host = host!();
+    let leftovers = Leftovers::watch(host);
+    let count = "while :; do echo tick; sleep 0.1; done";
+    host.caisson(["run", "-d", "--name", "clock", "busybox", "sh", "-c", count]).succeeded();
+    let ticks = || host.caisson(["logs", "clock"]).stdout.len();
+    host.caisson(["pause", "clock"]).succeeded();
+    host.caisson(["ps"]).succeeded().printed_something_like("(Paused)");
+    host.caisson(["exec", "clock", "true"]).exited_with(1).complained_about("is paused");
+    let stood_at = ticks();
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert_eq!(ticks(), stood_at);
+    host.caisson(["unpause", "clock"]).succeeded();
+    caisson_tests::eventually("it goes on", 20, || ticks() > stood_at);
+    host.caisson(["rename", "clock", "watch"]).succeeded();
+    host.caisson(["restart", "-t", "0", "watch"]).succeeded().printed("watch\n");
+    host.caisson(["exec", "watch", "true"]).succeeded();
+    host.caisson(["rm", "-f", "watch"]).succeeded();
+    leftovers.none(host);
+}
+
+#[test]
 fn nothing_is_left_of_a_removed_container() {
     let host = host!();
     let leftovers = Leftovers::watch(host);

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 use super::{
-    Command, attach, create, exec, inspect, kill, logs, print_line, ps, rm, run, start, stop, wait,
+    Command, attach, create, exec, inspect, kill, logs, pause, print_line, ps, rename, restart, rm,
+    run, start, stop, wait,
 };
 use crate::{
     engine::{self, Engine},
@@ -43,9 +44,18 @@ pub(super) enum ContainerCommand {
     /// List containers
     #[command(override_usage = "caisson container ls [OPTIONS]", visible_aliases = ["list", "ps"])]
     Ls(ps::PsArgs),
+    /// Pause all processes within one or more containers
+    #[command(override_usage = "caisson container pause CONTAINER [CONTAINER...]")]
+    Pause(pause::PauseArgs),
     /// Remove all stopped containers
     #[command(override_usage = "caisson container prune [OPTIONS]")]
     Prune(PruneArgs),
+    /// Rename a container
+    #[command(override_usage = "caisson container rename CONTAINER NEW_NAME")]
+    Rename(rename::RenameArgs),
+    /// Restart one or more containers
+    #[command(override_usage = "caisson container restart [OPTIONS] CONTAINER [CONTAINER...]")]
+    Restart(restart::RestartArgs),
     /// Remove one or more containers
     #[command(
         override_usage = "caisson container rm [OPTIONS] CONTAINER [CONTAINER...]",
@@ -61,6 +71,9 @@ pub(super) enum ContainerCommand {
     /// Stop one or more running containers
     #[command(override_usage = "caisson container stop [OPTIONS] CONTAINER [CONTAINER...]")]
     Stop(stop::StopArgs),
+    /// Unpause all processes within one or more containers
+    #[command(override_usage = "caisson container unpause CONTAINER [CONTAINER...]")]
+    Unpause(pause::PauseArgs),
     /// Block until one or more containers stop, then print their exit codes
     #[command(override_usage = "caisson container wait CONTAINER [CONTAINER...]")]
     Wait(wait::WaitArgs),
@@ -92,11 +105,15 @@ impl ContainerCommand {
             Self::Kill(args) => Command::Kill(args),
             Self::Logs(args) => Command::Logs(args),
             Self::Ls(args) => Command::Ps(args),
+            Self::Pause(args) => Command::Pause(args),
             Self::Prune(args) => Command::Container(ContainerArgs { command: Self::Prune(args) }),
+            Self::Rename(args) => Command::Rename(args),
+            Self::Restart(args) => Command::Restart(args),
             Self::Rm(args) => Command::Rm(args),
             Self::Run(args) => Command::Run(args),
             Self::Start(args) => Command::Start(args),
             Self::Stop(args) => Command::Stop(args),
+            Self::Unpause(args) => Command::Unpause(args),
             Self::Wait(args) => Command::Wait(args),
         }
     }

@@ -102,9 +102,9 @@ fn container(engine: &Engine, container: &Container) -> Value {
         "Path": args.first().cloned().unwrap_or_default(),
         "Args": args.get(1..).unwrap_or_default(),
         "State": {
-            "Status": ps::state(container.state),
+            "Status": ps::state(container),
             "Running": container.state == State::Running,
-            "Paused": false,
+            "Paused": container.paused,
             "Restarting": false,
             "OOMKilled": container.oom_killed,
             "Dead": container.state == State::Unknown,

@@ -20,10 +20,13 @@ mod load;
 mod login;
 mod logout;
 mod logs;
+mod pause;
 mod ps;
 mod pull;
 mod push;
 mod registry;
+mod rename;
+mod restart;
 mod rm;
 mod rmi;
 mod run;
@@ -111,12 +114,21 @@ pub enum Command {
     Logs(logs::LogsArgs),
     /// Manage the emulated host in which containers run where KVM cannot
     Machine(machine::MachineArgs),
+    /// Pause all processes within one or more containers
+    #[command(override_usage = "caisson pause CONTAINER [CONTAINER...]")]
+    Pause(pause::PauseArgs),
     /// Download an image from a registry
     #[command(override_usage = "caisson pull [OPTIONS] NAME[:TAG|@DIGEST]")]
     Pull(pull::PullArgs),
     /// Upload an image to a registry
     #[command(override_usage = "caisson push [OPTIONS] NAME[:TAG]")]
     Push(push::PushArgs),
+    /// Rename a container
+    #[command(override_usage = "caisson rename CONTAINER NEW_NAME")]
+    Rename(rename::RenameArgs),
+    /// Restart one or more containers
+    #[command(override_usage = "caisson restart [OPTIONS] CONTAINER [CONTAINER...]")]
+    Restart(restart::RestartArgs),
     /// Remove one or more containers
     #[command(override_usage = "caisson rm [OPTIONS] CONTAINER [CONTAINER...]")]
     Rm(rm::RmArgs),
@@ -138,6 +150,9 @@ pub enum Command {
     /// Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE
     #[command(override_usage = "caisson tag SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]")]
     Tag(tag::TagArgs),
+    /// Unpause all processes within one or more containers
+    #[command(override_usage = "caisson unpause CONTAINER [CONTAINER...]")]
+    Unpause(pause::PauseArgs),
     /// Show the Caisson version information
     #[command(override_usage = "caisson version [OPTIONS]")]
     Version(version::VersionArgs),
@@ -235,9 +250,12 @@ fn here(globals: &Globals, command: Command) -> CommandResult {
             machine::run_machine_command(globals, args).map_err(Failure::from_anyhow)
         }
         Command::Monitor(args) => container::monitor(globals, &args),
+        Command::Pause(args) => pause::pause(globals, &args),
         Command::Ps(args) => ps::ps(globals, &args),
         Command::Pull(args) => pull::pull(globals, &args),
         Command::Push(args) => push::push(globals, &args),
+        Command::Rename(args) => rename::rename(globals, &args),
+        Command::Restart(args) => restart::restart(globals, &args),
         Command::Rm(args) => rm::rm(globals, &args),
         Command::Rmi(args) => rmi::rmi(globals, &args),
         Command::Run(args) => run::run(globals, &args),
@@ -246,6 +264,7 @@ fn here(globals: &Globals, command: Command) -> CommandResult {
         Command::Start(args) => start::start(globals, &args),
         Command::Stop(args) => stop::stop(globals, &args),
         Command::Tag(args) => tag::tag(globals, &args),
+        Command::Unpause(args) => pause::unpause(globals, &args),
         Command::Version(args) => version::version(&args),
         Command::Wait(args) => wait::wait(globals, &args),
     }

@@ -109,7 +109,7 @@ fn fields(container: &Container, now: UnixNanos, no_trunc: bool) -> Value {
         "Ports": "",
         "RunningFor": units::ago(container.created, now),
         "Size": "0B",
-        "State": state(container.state),
+        "State": state(container),
         "Status": status(container, now),
     })
 }
@@ -119,8 +119,9 @@ fn shown_id(container: &Container, no_trunc: bool) -> &str {
 }
 
 /// Docker's words for the states.
-pub(super) fn state(state: State) -> &'static str {
-    match state {
+pub(super) fn state(container: &Container) -> &'static str {
+    match container.state {
+        State::Running if container.paused => "paused",
         State::Creating | State::Created | State::Starting => "created",
         State::Running => "running",
         State::Exited => "exited",
@@ -129,11 +130,12 @@ pub(super) fn state(state: State) -> &'static str {
     }
 }
 
-/// `Up 3 seconds`, `Exited (0) 2 minutes ago`.
+/// `Up 3 seconds`, `Up 3 seconds (Paused)`, `Exited (0) 2 minutes ago`.
 pub(super) fn status(container: &Container, now: UnixNanos) -> String {
     match (container.state, container.started, container.finished) {
         (State::Running, Some(started), _) => {
-            format!("Up {}", units::human_duration(units::between(started, now)))
+            let paused = if container.paused { " (Paused)" } else { "" };
+            format!("Up {}{paused}", units::human_duration(units::between(started, now)))
         }
         (State::Exited, _, Some(finished)) => {
             format!("Exited ({}) {}", container.exit_code, units::ago(finished, now))
@@ -213,7 +215,7 @@ impl Filter {
                     None => container.name.contains(part.as_str()),
                 }
             }
-            Self::Status(word) => state(container.state) == word,
+            Self::Status(word) => state(container) == word,
         }
     }
 }
@@ -245,6 +247,10 @@ mod tests {
         let mut running = container(State::Running);
         running.started = Some(0);
         assert_eq!(status(&running, 3 * SECOND), "Up 3 seconds");
+        assert_eq!(state(&running), "running");
+        running.paused = true;
+        assert_eq!(status(&running, 3 * SECOND), "Up 3 seconds (Paused)");
+        assert_eq!(state(&running), "paused");
         assert_eq!(status(&container(State::Created), 0), "Created");
         assert_eq!(status(&container(State::Unknown), 0), "Dead");
     }

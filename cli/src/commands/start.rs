@@ -46,7 +46,7 @@ pub(super) fn start(globals: &Globals, args: &StartArgs) -> CommandResult {
     }
 }
 
-fn start_detached(engine: &Engine, name: &str) -> Result<String, Failure> {
+pub(super) fn start_detached(engine: &Engine, name: &str) -> Result<String, Failure> {
     let container = engine.records.find(name)?;
     if container.state == crate::records::State::Running {
         return Ok(name.to_owned());

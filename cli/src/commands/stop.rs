@@ -31,32 +31,47 @@ pub struct StopArgs {
     pub containers: Vec<String>,
 }
 
+/// How a container is asked to end; what is absent is the container's own.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    pub(super) signal: Option<i32>,
+    /// Until it is killed; below zero: for ever.
+    pub(super) timeout_secs: Option<i64>,
+}
+
 pub(super) fn stop(globals: &Globals, args: &StopArgs) -> CommandResult {
     let engine = Engine::open(globals)?;
     let signal = args.signal.as_deref().map(signal::parse).transpose()?;
     for_each(&args.containers, |name| {
         let container = engine.records.find(name)?;
         if container.state == State::Running {
-            stop_one(&engine, &container, signal, args.timeout)?;
+            stop_one(&engine, &container, Patience { signal, timeout_secs: args.timeout })?;
         }
         Ok(Some(name.to_owned()))
     })
 }
 
-fn stop_one(
+/// Ends a container that runs. The end is recorded when this returns.
+pub(super) fn stop_one(
     engine: &Engine,
     container: &Container,
-    signal: Option<i32>,
-    timeout_secs: Option<i64>,
+    patience: Patience,
 ) -> Result<(), Failure> {
     let config = container.config.as_ref();
-    let signal = signal.or(config.map(|config| config.stop_signal)).unwrap_or(libc::SIGTERM);
+    let signal =
+        patience.signal.or(config.map(|config| config.stop_signal)).unwrap_or(libc::SIGTERM);
     let own = config.and_then(|config| config.stop_timeout_secs);
     let own = own.map(|seconds| i64::try_from(seconds).unwrap_or(i64::MAX));
-    let timeout_secs = timeout_secs.or(own).unwrap_or(DEFAULT_TIMEOUT_SECS);
+    let timeout_secs = patience.timeout_secs.or(own).unwrap_or(DEFAULT_TIMEOUT_SECS);
     let client = engine.connect_running(container)?;
     if let Err(error) = client.kill(None, signal as u32, false) {
         tracing::debug!(%error, "signal {signal} to {}", container.id);
+    }
+    // A frozen process takes no signal but SIGKILL.
+    if container.paused
+        && let Err(error) = client.resume()
+    {
+        tracing::debug!(%error, "resume {}", container.id);
     }
     end(engine, container, &client, u64::try_from(timeout_secs).ok())
 }

@@ -8,6 +8,7 @@ mod create;
 mod finish;
 mod lost;
 mod monitor;
+mod pause;
 mod process;
 mod reap;
 mod remove;
@@ -58,6 +59,12 @@ pub enum EngineError {
     Random(#[source] std::io::Error),
     #[error("container {name} is not running")]
     NotRunning { name: String },
+    #[error("container {name} is paused; `caisson unpause {name}` lets it go on")]
+    Paused { name: String },
+    #[error("container {name} is already paused")]
+    AlreadyPaused { name: String },
+    #[error("container {name} is not paused")]
+    NotPaused { name: String },
     #[error("container {name} is already running")]
     AlreadyRunning { name: String },
     #[error(

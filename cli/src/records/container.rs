@@ -60,6 +60,8 @@ pub struct Container {
     pub oom_killed: bool,
     pub error: String,
     pub pid: u32,
+    /// Its processes are frozen; only while it runs.
+    pub paused: bool,
 }
 
 #[cfg(test)]
@@ -84,6 +86,7 @@ impl Container {
             oom_killed: false,
             error: String::new(),
             pid: 0,
+            paused: false,
         }
     }
 }
@@ -114,5 +117,6 @@ pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Container> {
         oom_killed: row.get(9)?,
         error: row.get(10)?,
         pid: u32::try_from(row.get::<_, i64>(11)?).unwrap_or(0),
+        paused: row.get(12)?,
     })
 }

@@ -31,7 +31,8 @@ use container::from_row;
 pub use container::{Container, Ended, State};
 use lock::{ContainerLock, LockError, LockFile, Purpose};
 
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     CREATE TABLE containers (
         number     INTEGER PRIMARY KEY AUTOINCREMENT,  -- names its bytes in the lock file
         id         TEXT NOT NULL UNIQUE,
@@ -46,7 +47,9 @@ const MIGRATIONS: [&str; 1] = ["
         error      TEXT NOT NULL DEFAULT '',
         pid        INTEGER NOT NULL DEFAULT 0          -- the vmm's, while it runs
     );
-"];
+",
+    "ALTER TABLE containers ADD COLUMN paused INTEGER NOT NULL DEFAULT 0",
+];
 
 /// Generated names that are taken before giving up.
 const MAX_NAME_ATTEMPTS: u32 = 200;
@@ -133,13 +136,7 @@ impl Records {
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(failed)?;
-        let owner: Option<String> = transaction
-            .query_row("SELECT id FROM containers WHERE name = ?1", [name], |row| row.get(0))
-            .optional()
-            .map_err(failed)?;
-        if let Some(owner) = owner {
-            return Err(RecordError::NameInUse { name: name.to_owned(), owner });
-        }
+        reject_taken(&transaction, name)?;
         transaction
             .execute(
                 "INSERT INTO containers (id, name, state, config, created)
@@ -234,7 +231,7 @@ impl Records {
     pub fn set_running(&self, id: &str, pid: u32) -> Result<(), RecordError> {
         self.update(
             "UPDATE containers SET state = 'running', pid = ?2, started = ?3, finished = NULL,
-                exit_code = 0, oom_killed = 0, error = '' WHERE id = ?1",
+                exit_code = 0, oom_killed = 0, error = '', paused = 0 WHERE id = ?1",
             (id, pid, units::now()),
         )
     }
@@ -251,9 +248,27 @@ impl Records {
     pub fn set_exited(&self, id: &str, ended: &Ended) -> Result<(), RecordError> {
         self.update(
             "UPDATE containers SET state = 'exited', pid = 0, exit_code = ?2, finished = ?3,
-                oom_killed = ?4, error = ?5 WHERE id = ?1",
+                oom_killed = ?4, error = ?5, paused = 0 WHERE id = ?1",
             (id, ended.code, ended.at, ended.oom_killed, &ended.error),
         )
+    }
+
+    pub fn set_paused(&self, id: &str, paused: bool) -> Result<(), RecordError> {
+        self.update("UPDATE containers SET paused = ?2 WHERE id = ?1", (id, paused))
+    }
+
+    /// Gives the container another name, which nobody else has.
+    pub fn rename(&mut self, id: &str, name: &str) -> Result<(), RecordError> {
+        let failed = database_error("rename a container");
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(failed)?;
+        reject_taken(&transaction, name)?;
+        transaction
+            .execute("UPDATE containers SET name = ?2 WHERE id = ?1", [id, name])
+            .map_err(failed)?;
+        transaction.commit().map_err(failed)
     }
 
     pub fn delete(&self, id: &str) -> Result<(), RecordError> {
@@ -290,7 +305,19 @@ fn keep_log(connection: &Connection, root: &Path) -> rusqlite::Result<()> {
 
 const SELECT: &str =
     "SELECT number, id, name, state, config, created, started, finished, exit_code,
-    oom_killed, error, pid FROM containers";
+    oom_killed, error, pid, paused FROM containers";
+
+/// Within the transaction that goes on to take the name.
+fn reject_taken(transaction: &Connection, name: &str) -> Result<(), RecordError> {
+    let owner: Option<String> = transaction
+        .query_row("SELECT id FROM containers WHERE name = ?1", [name], |row| row.get(0))
+        .optional()
+        .map_err(database_error("look for a name"))?;
+    match owner {
+        Some(owner) => Err(RecordError::NameInUse { name: name.to_owned(), owner }),
+        None => Ok(()),
+    }
+}
 
 fn database_error(action: &'static str) -> impl Fn(rusqlite::Error) -> RecordError + Copy {
     move |source| RecordError::Database { action, source }

@@ -95,6 +95,75 @@ fn a_detached_container_removes_itself() {
 }
 
 #[test]
+fn a_paused_container_stands_still_until_it_is_unpaused() {
+    let host = host!();
+    let count = "while :; do echo tick; sleep 0.05; done";
+    host.caisson(&["run", "-d", "--name", "clock", "tools", "sh", "-c", count]).succeeded();
+    let ticks = || host.caisson(&["logs", "clock"]).stdout.len();
+    eventually("it ticks", || ticks() > 0);
+    host.caisson(&["pause", "clock"]).succeeded().printed("clock\n");
+    host.caisson(&["ps"]).succeeded().showed(" (Paused)");
+    host.caisson(&["ps", "-q", "--filter", "status=running"]).succeeded().printed("");
+    host.caisson(&["inspect", "-f", "{{.State.Status}} {{.State.Paused}}", "clock"])
+        .succeeded()
+        .printed("paused true\n");
+    host.caisson(&["pause", "clock"]).exited_with(1).complained("already paused");
+    host.caisson(&["exec", "clock", "true"]).exited_with(1).complained("caisson unpause clock");
+    // What was written before it stood still may still be on its way.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let stood_at = ticks();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(ticks(), stood_at);
+    host.caisson(&["unpause", "clock"]).succeeded().printed("clock\n");
+    eventually("it goes on", || ticks() > stood_at);
+    host.caisson(&["unpause", "clock"]).exited_with(1).complained("is not paused");
+    host.caisson(&["pause", "clock"]).succeeded();
+    host.caisson(&["stop", "clock"]).succeeded();
+    host.caisson(&["wait", "clock"]).succeeded().printed("143\n");
+    host.caisson(&["pause", "clock"]).exited_with(1).complained("is not running");
+    host.caisson(&["inspect", "-f", "{{.State.Paused}}", "clock"]).succeeded().printed("false\n");
+    host.caisson(&["rm", "clock"]).succeeded();
+    host.nothing_left();
+}
+
+#[test]
+fn a_container_restarts_with_its_files_and_its_logs() {
+    let host = host!();
+    let script = "trap 'exit 5' TERM; echo up; while :; do sleep 0.05; done";
+    host.caisson(&["run", "-d", "--name", "again", "tools", "sh", "-c", script]).succeeded();
+    eventually("it is up", || host.caisson(&["logs", "again"]).stdout == "up\n");
+    let started = || host.caisson(&["inspect", "-f", "{{.State.StartedAt}}", "again"]).stdout;
+    let before = started();
+    host.caisson(&["restart", "-t", "5", "again"]).succeeded().printed("again\n");
+    assert_ne!(started(), before);
+    eventually("it is up again", || host.caisson(&["logs", "again"]).stdout == "up\nup\n");
+    host.caisson(&["stop", "again"]).succeeded();
+    host.caisson(&["restart", "again"]).succeeded();
+    host.caisson(&["ps", "-q"]).succeeded().showed("\n");
+    host.caisson(&["rm", "-f", "again"]).succeeded();
+    host.caisson(&["restart", "again"]).exited_with(1).complained("No such container");
+    host.caisson(&["run", "-d", "--rm", "--name", "once", "tools", "sleep", "1000"]).succeeded();
+    host.caisson(&["restart", "once"]).exited_with(1).complained("--rm");
+    host.caisson(&["rm", "-f", "once"]).succeeded();
+    host.nothing_left();
+}
+
+#[test]
+fn a_renamed_container_is_found_by_its_new_name_alone() {
+    let host = host!();
+    host.caisson(&["create", "--name", "old", "tools", "true"]).succeeded();
+    host.caisson(&["create", "--name", "other", "tools", "true"]).succeeded();
+    host.caisson(&["rename", "old", "new"]).succeeded().printed("");
+    host.caisson(&["inspect", "-f", "{{.Name}}", "new"]).succeeded().printed("/new\n");
+    host.caisson(&["rename", "old", "third"]).exited_with(1).complained("No such container: old");
+    host.caisson(&["rename", "new", "other"]).exited_with(1).complained("already in use");
+    host.caisson(&["rename", "new", "new"]).exited_with(1).complained("the name that");
+    host.caisson(&["rename", "new", "a b"]).exited_with(1).complained("a b");
+    host.caisson(&["rm", "new", "other"]).succeeded();
+    host.nothing_left();
+}
+
+#[test]
 fn signals_end_containers() {
     let host = host!();
     let deaf = "trap '' TERM; while :; do sleep 0.1; done";

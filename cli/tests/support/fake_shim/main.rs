@@ -193,6 +193,16 @@ impl Task for Shim {
         Ok(api::Empty::default())
     }
 
+    fn pause(&self, _: &TtrpcContext, _: api::PauseRequest) -> ttrpc::Result<api::Empty> {
+        self.with("", |process| process.kill(libc::SIGSTOP))?;
+        Ok(api::Empty::default())
+    }
+
+    fn resume(&self, _: &TtrpcContext, _: api::ResumeRequest) -> ttrpc::Result<api::Empty> {
+        self.with("", |process| process.kill(libc::SIGCONT))?;
+        Ok(api::Empty::default())
+    }
+
     fn connect(
         &self,
         _: &TtrpcContext,
