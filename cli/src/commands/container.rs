@@ -5,15 +5,10 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 use super::{
-    Command, attach, create, exec, inspect, kill, logs, pause, print_line, ps, rename, restart, rm,
-    run, start, stop, wait,
+    Command, attach, create, exec, inspect, kill, logs, pause, prune, ps, rename, restart, rm, run,
+    start, stop, wait,
 };
-use crate::{
-    engine::{self, Engine},
-    failure::{CommandResult, Failure},
-    globals::Globals,
-    records::State,
-};
+use crate::{engine, failure::CommandResult, globals::Globals};
 
 #[derive(Args, Debug)]
 pub struct ContainerArgs {
@@ -49,7 +44,7 @@ pub(super) enum ContainerCommand {
     Pause(pause::PauseArgs),
     /// Remove all stopped containers
     #[command(override_usage = "caisson container prune [OPTIONS]")]
-    Prune(PruneArgs),
+    Prune(prune::ContainerPruneArgs),
     /// Rename a container
     #[command(override_usage = "caisson container rename CONTAINER NEW_NAME")]
     Rename(rename::RenameArgs),
@@ -77,13 +72,6 @@ pub(super) enum ContainerCommand {
     /// Block until one or more containers stop, then print their exit codes
     #[command(override_usage = "caisson container wait CONTAINER [CONTAINER...]")]
     Wait(wait::WaitArgs),
-}
-
-#[derive(Args, Clone, Debug)]
-pub(super) struct PruneArgs {
-    /// Do not prompt for confirmation
-    #[arg(short, long)]
-    pub(super) force: bool,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -117,27 +105,6 @@ impl ContainerCommand {
             Self::Wait(args) => Command::Wait(args),
         }
     }
-}
-
-pub(super) fn prune(globals: &Globals, args: &PruneArgs) -> CommandResult {
-    if !args.force {
-        return Err(Failure::message(
-            "this removes all stopped containers; `caisson container prune --force` does it",
-        ));
-    }
-    let engine = Engine::open(globals)?;
-    let mut removed = Vec::new();
-    for container in engine.records.all()? {
-        if matches!(container.state, State::Created | State::Exited) {
-            engine.remove(&container, false)?;
-            removed.push(container.id);
-        }
-    }
-    if !removed.is_empty() {
-        print_line("Deleted Containers:")?;
-        removed.iter().try_for_each(|id| print_line(id))?;
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 pub(super) fn monitor(globals: &Globals, args: &MonitorArgs) -> CommandResult {

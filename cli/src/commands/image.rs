@@ -5,14 +5,10 @@ use std::process::ExitCode;
 use caisson_rootfs::StoreError;
 use clap::{Args, Subcommand};
 
-use super::{
-    Command, container::PruneArgs, history, images, import, inspect, load, print_line, pull, push,
-    rmi, save, tag,
-};
+use super::{Command, history, images, import, inspect, load, prune, pull, push, rmi, save, tag};
 use crate::{
     engine::Engine,
     failure::{CommandResult, Failure},
-    format::units,
     globals::Globals,
 };
 
@@ -47,7 +43,7 @@ pub(super) enum ImageCommand {
     Ls(images::ImagesArgs),
     /// Remove images without a name that no container uses
     #[command(override_usage = "caisson image prune [OPTIONS]")]
-    Prune(PruneArgs),
+    Prune(prune::ImagePruneArgs),
     /// Download an image from a registry
     #[command(override_usage = "caisson image pull [OPTIONS] NAME[:TAG|@DIGEST]")]
     Pull(pull::PullArgs),
@@ -102,22 +98,4 @@ pub(super) fn exists(globals: &Globals, args: &ExistsArgs) -> CommandResult {
         Err(StoreError::NotFound { .. }) => Err(Failure::quiet(1)),
         Err(error) => Err(error.into()),
     }
-}
-
-pub(super) fn prune(globals: &Globals, args: &PruneArgs) -> CommandResult {
-    if !args.force {
-        return Err(Failure::message(
-            "this removes all images without a name; `caisson image prune --force` does it",
-        ));
-    }
-    let engine = Engine::open(globals)?;
-    for image in engine.store.images()? {
-        if image.references.is_empty() && image.leases == 0 {
-            let removed = engine.store.remove(&image.id.to_string(), false)?;
-            removed.deleted.iter().try_for_each(|id| print_line(&format!("deleted: {id}")))?;
-        }
-    }
-    let freed = engine.store.gc()?;
-    print_line(&format!("Total reclaimed space: {}", units::human_size(freed.bytes)))?;
-    Ok(ExitCode::SUCCESS)
 }

@@ -21,6 +21,7 @@ mod login;
 mod logout;
 mod logs;
 mod pause;
+mod prune;
 mod ps;
 mod pull;
 mod push;
@@ -223,14 +224,14 @@ fn here(globals: &Globals, command: Command) -> CommandResult {
         Command::Attach(args) => attach::attach(globals, &args),
         Command::Completion(args) => completion::completion(&args),
         Command::Container(container::ContainerArgs { command: ContainerCommand::Prune(args) }) => {
-            container::prune(globals, &args)
+            prune::containers(globals, &args)
         }
         Command::Container(args) => here(globals, args.command.flatten()),
         Command::Create(args) => create::create(globals, &args),
         Command::Doctor(args) => doctor::doctor(globals, &args),
         Command::Exec(args) => exec::exec(globals, &args),
         Command::Image(image::ImageArgs { command: ImageCommand::Prune(args) }) => {
-            image::prune(globals, &args)
+            prune::images(globals, &args)
         }
         Command::Image(image::ImageArgs { command: ImageCommand::Exists(args) }) => {
             image::exists(globals, &args)
@@ -290,6 +291,10 @@ impl Command {
     fn reads_input(&self) -> bool {
         match self {
             Self::Attach(_) => true,
+            Self::Container(container::ContainerArgs {
+                command: ContainerCommand::Prune(args),
+            }) => !args.force,
+            Self::Image(image::ImageArgs { command: ImageCommand::Prune(args) }) => !args.force,
             Self::Exec(args) => args.interactive,
             Self::Import(args) => args.file == "-",
             Self::Load(args) => args.input.is_none(),

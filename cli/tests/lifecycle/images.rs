@@ -43,11 +43,25 @@ fn the_management_commands_are_the_same() {
     host.caisson(&["container", "inspect", "tools"]).exited_with(1).complained("No such container");
     host.caisson(&["container", "rm", "managed"]).succeeded();
     host.caisson(&["image", "ls", "-q"]).succeeded();
-    host.caisson(&["image", "prune"]).exited_with(1).complained("--force");
+    host.caisson(&["image", "prune"]).exited_with(1).complained("--force").showed("[y/N]");
     host.import("tools");
     assert_eq!(host.caisson(&["images", "-q", "-f", "dangling=true"]).stdout.lines().count(), 1);
-    host.caisson(&["image", "prune", "-f"]).succeeded().showed("deleted: sha256:");
+    host.caisson(&["image", "prune", "-f", "--filter", "until=2000-01-01"])
+        .succeeded()
+        .printed("Total reclaimed space: 0B\n");
+    host.caisson_with_input(&["image", "prune"], b"y\n").succeeded().showed("deleted: sha256:");
     assert_eq!(host.caisson(&["images", "-aq"]).stdout.lines().count(), 1);
+    host.caisson(&["create", "--name", "user", "tools"]).succeeded();
+    host.caisson(&["image", "prune", "-af"]).succeeded().printed("Total reclaimed space: 0B\n");
+    host.caisson(&["rm", "user"]).succeeded();
+    host.caisson(&["image", "prune", "-af"])
+        .succeeded()
+        .showed("untagged: tools:latest")
+        .showed("deleted: sha256:");
+    host.caisson(&["images", "-aq"]).succeeded().printed("");
+    host.caisson(&["image", "prune", "-f", "--filter", "size=1"])
+        .exited_with(1)
+        .complained("invalid filter \"size=1\"");
 }
 
 #[test]

@@ -205,7 +205,16 @@ fn created_containers_start_and_are_pruned() {
         .succeeded()
         .printed("later Created\n");
     host.caisson(&["start", "-a", "later"]).succeeded().printed("default command\n");
-    host.caisson(&["container", "prune", "-f"]).succeeded().showed(id.stdout.trim());
+    let prune = |filter| host.caisson(&["container", "prune", "-f", "--filter", filter]);
+    for kept in ["label=x", "until=1h"] {
+        prune(kept).succeeded().printed("Total reclaimed space: 0B\n");
+    }
+    prune("until=soon").exited_with(1).complained("invalid filter \"until=soon\"");
+    host.caisson_with_input(&["container", "prune"], b"n\n").exited_with(1).complained("--force");
+    host.caisson_with_input(&["container", "prune"], b"y\n")
+        .succeeded()
+        .showed(id.stdout.trim())
+        .showed("Total reclaimed space: ");
     host.nothing_left();
 }
 

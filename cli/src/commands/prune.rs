@@ -1,0 +1,242 @@
+//! `container prune` and `image prune`: removes what nobody uses.
+
+use std::{
+    fs,
+    io::{self, BufRead, Write},
+    os::unix::fs::MetadataExt,
+    path::Path,
+    process::ExitCode,
+};
+
+use caisson_rootfs::ImageSummary;
+use clap::Args;
+
+use super::print_line;
+use crate::{
+    engine::Engine,
+    failure::{CommandResult, Failure},
+    format::{
+        moment,
+        units::{self, UnixNanos},
+    },
+    globals::Globals,
+    records::{Container, State},
+};
+
+#[derive(Args, Clone, Debug)]
+pub(super) struct ContainerPruneArgs {
+    /// Provide filter values (e.g. "until=<timestamp>")
+    #[arg(long, value_name = "filter")]
+    filter: Vec<String>,
+
+    /// Do not prompt for confirmation
+    #[arg(short, long)]
+    pub(super) force: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(super) struct ImagePruneArgs {
+    /// Remove all unused images, not just dangling ones
+    #[arg(short, long)]
+    all: bool,
+
+    /// Provide filter values (e.g. "until=<timestamp>")
+    #[arg(long, value_name = "filter")]
+    filter: Vec<String>,
+
+    /// Do not prompt for confirmation
+    #[arg(short, long)]
+    pub(super) force: bool,
+}
+
+/// One `--filter`. All of them must hold.
+#[derive(Debug, PartialEq, Eq)]
+enum Filter {
+    /// Made before this time.
+    Until(UnixNanos),
+    Label {
+        key: String,
+        value: Option<String>,
+        /// `label=`; without: `label!=`.
+        present: bool,
+    },
+}
+
+#[derive(Debug, thiserror::Error)]
+enum PruneError {
+    #[error("invalid filter {text:?}: there are {known}")]
+    InvalidFilter { text: String, known: &'static str },
+    #[error("read the answer")]
+    Answer(#[source] io::Error),
+    #[error("nothing was removed: the answer was not \"y\"; --force does without the question")]
+    Declined,
+}
+
+pub(super) fn containers(globals: &Globals, args: &ContainerPruneArgs) -> CommandResult {
+    let known = "until=, label= and label!=";
+    let parse = |text: &String| {
+        let invalid = || PruneError::InvalidFilter { text: text.clone(), known };
+        Filter::parse(text, units::now()).ok_or_else(invalid)
+    };
+    let filters = args.filter.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    confirm(args.force, "This will remove all stopped containers.")?;
+    let engine = Engine::open(globals)?;
+    let mut removed = Vec::new();
+    let mut freed_bytes = 0;
+    for container in engine.records.all()? {
+        let stopped = matches!(container.state, State::Created | State::Exited);
+        if stopped && filters.iter().all(|filter| filter.selects(&container)) {
+            let bytes = allocated_bytes(&engine.globals.container_dir(&container.id));
+            engine.remove(&container, false)?;
+            freed_bytes += bytes;
+            removed.push(container.id);
+        }
+    }
+    if !removed.is_empty() {
+        print_line("Deleted Containers:")?;
+        removed.iter().try_for_each(|id| print_line(id))?;
+        print_line("")?;
+    }
+    reclaimed(freed_bytes)
+}
+
+pub(super) fn images(globals: &Globals, args: &ImagePruneArgs) -> CommandResult {
+    let mut all = args.all;
+    let mut until = None;
+    for text in &args.filter {
+        match (text.as_str(), Filter::parse(text, units::now())) {
+            ("dangling=false", _) => all = true,
+            ("dangling=true", _) => all = false,
+            (_, Some(Filter::Until(time))) => {
+                until = Some(until.map_or(time, |known: UnixNanos| known.min(time)));
+            }
+            _ => {
+                let known = "dangling= and until=";
+                return Err(PruneError::InvalidFilter { text: text.clone(), known }.into());
+            }
+        }
+    }
+    let what = match all {
+        true => "This will remove all images without at least one container associated to them.",
+        false => "This will remove all dangling images.",
+    };
+    confirm(args.force, what)?;
+    let engine = Engine::open(globals)?;
+    let mut removed_any = false;
+    for image in engine.store.images()? {
+        if is_unused(&image, all, until) {
+            let removed = engine.store.remove(&image.id.to_string(), all)?;
+            if !std::mem::replace(&mut removed_any, true) {
+                print_line("Deleted Images:")?;
+            }
+            let untagged = removed.untagged.iter().map(|name| format!("untagged: {name}"));
+            let deleted = removed.deleted.iter().map(|id| format!("deleted: {id}"));
+            untagged.chain(deleted).try_for_each(|line| print_line(&line))?;
+        }
+    }
+    if removed_any {
+        print_line("")?;
+    }
+    reclaimed(engine.store.gc()?.bytes)
+}
+
+/// What no container uses, has no name unless those count too, and is old enough. An image
+/// whose age is not known is not older than anything.
+fn is_unused(image: &ImageSummary, all: bool, until: Option<UnixNanos>) -> bool {
+    let created = image.created.as_deref().and_then(units::parse_rfc3339);
+    let old = until.is_none_or(|until| created.is_some_and(|created| created < until));
+    image.leases == 0 && (all || image.references.is_empty()) && old
+}
+
+impl Filter {
+    fn parse(text: &str, now: UnixNanos) -> Option<Self> {
+        let (name, value) = text.split_once('=')?;
+        match name {
+            "until" => moment::parse(value, now).ok().map(Self::Until),
+            "label" | "label!" => {
+                let (key, value) = match value.split_once('=') {
+                    Some((key, value)) => (key, Some(value.to_owned())),
+                    None => (value, None),
+                };
+                Some(Self::Label { key: key.to_owned(), value, present: name == "label" })
+            }
+            _ => None,
+        }
+    }
+
+    fn selects(&self, container: &Container) -> bool {
+        match self {
+            Self::Until(time) => container.created < *time,
+            Self::Label { key, value, present } => {
+                let found =
+                    container.config.as_ref().and_then(|config| config.labels.get(key.as_str()));
+                let has =
+                    found.is_some_and(|found| value.as_ref().is_none_or(|wanted| wanted == found));
+                has == *present
+            }
+        }
+    }
+}
+
+/// Asks, unless `force`. No answer is a no.
+fn confirm(force: bool, what: &str) -> Result<(), Failure> {
+    if force {
+        return Ok(());
+    }
+    let mut output = io::stdout();
+    write!(output, "WARNING! {what}\nAre you sure you want to continue? [y/N] ")?;
+    output.flush()?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer).map_err(PruneError::Answer)?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") {
+        Ok(())
+    } else {
+        Err(PruneError::Declined.into())
+    }
+}
+
+fn reclaimed(bytes: u64) -> CommandResult {
+    print_line(&format!("Total reclaimed space: {}", units::human_size(bytes)))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the files below a directory take of the disk; those that cannot be read count
+/// nothing.
+fn allocated_bytes(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.metadata().ok()).map(|file| file.blocks() * 512).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ContainerConfig;
+
+    const SECOND: UnixNanos = 1_000_000_000;
+
+    fn container() -> Container {
+        let config = ContainerConfig {
+            labels: [("kind".to_owned(), "a".to_owned())].into(),
+            ..ContainerConfig::default()
+        };
+        let mut container =
+            Container::sample("c0ffee".repeat(10), "web", State::Exited, Some(config));
+        container.created = 100 * SECOND;
+        container
+    }
+
+    #[test]
+    fn filters_select() {
+        let selects =
+            |text: &str| Filter::parse(text, 200 * SECOND).expect(text).selects(&container());
+        for text in ["label=kind", "label=kind=a", "label!=kind=b", "label!=x", "until=50s"] {
+            assert!(selects(text), "{text}");
+        }
+        for text in ["label=x", "label=kind=b", "label!=kind", "until=150s"] {
+            assert!(!selects(text), "{text}");
+        }
+        for text in ["label", "until=soon", "size=1"] {
+            assert_eq!(Filter::parse(text, 0), None, "{text}");
+        }
+    }
+}
