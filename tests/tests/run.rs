@@ -314,6 +314,10 @@ fn a_container_is_paused_renamed_and_restarted() {
     let count = "while :; do echo tick; sleep 0.1; done";
     host.caisson(["run", "-d", "--name", "clock", "busybox", "sh", "-c", count]).succeeded();
     let ticks = || host.caisson(["logs", "clock"]).stdout.len();
+    host.caisson(["stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}"])
+        .succeeded()
+        .printed_something_like("clock ")
+        .printed_something_like("MiB / 1GiB");
     host.caisson(["pause", "clock"]).succeeded();
     host.caisson(["ps"]).succeeded().printed_something_like("(Paused)");
     host.caisson(["exec", "clock", "true"]).exited_with(1).complained_about("is paused");

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::{
     Command, attach, create, exec, inspect, kill, logs, pause, prune, ps, rename, restart, rm, run,
-    start, stop, wait,
+    start, stats, stop, wait,
 };
 use crate::{engine, failure::CommandResult, globals::Globals};
 
@@ -63,6 +63,9 @@ pub(super) enum ContainerCommand {
     /// Start one or more stopped containers
     #[command(override_usage = "caisson container start [OPTIONS] CONTAINER [CONTAINER...]")]
     Start(start::StartArgs),
+    /// Display a live stream of container(s) resource usage statistics
+    #[command(override_usage = "caisson container stats [OPTIONS] [CONTAINER...]")]
+    Stats(stats::StatsArgs),
     /// Stop one or more running containers
     #[command(override_usage = "caisson container stop [OPTIONS] CONTAINER [CONTAINER...]")]
     Stop(stop::StopArgs),
@@ -100,6 +103,7 @@ impl ContainerCommand {
             Self::Rm(args) => Command::Rm(args),
             Self::Run(args) => Command::Run(args),
             Self::Start(args) => Command::Start(args),
+            Self::Stats(args) => Command::Stats(args),
             Self::Stop(args) => Command::Stop(args),
             Self::Unpause(args) => Command::Unpause(args),
             Self::Wait(args) => Command::Wait(args),

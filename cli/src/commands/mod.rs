@@ -34,6 +34,7 @@ mod run;
 mod save;
 mod search;
 mod start;
+mod stats;
 mod stop;
 mod tag;
 mod version;
@@ -145,6 +146,9 @@ pub enum Command {
     /// Start one or more stopped containers
     #[command(override_usage = "caisson start [OPTIONS] CONTAINER [CONTAINER...]")]
     Start(start::StartArgs),
+    /// Display a live stream of container(s) resource usage statistics
+    #[command(override_usage = "caisson stats [OPTIONS] [CONTAINER...]")]
+    Stats(stats::StatsArgs),
     /// Stop one or more running containers
     #[command(override_usage = "caisson stop [OPTIONS] CONTAINER [CONTAINER...]")]
     Stop(stop::StopArgs),
@@ -263,6 +267,7 @@ fn here(globals: &Globals, command: Command) -> CommandResult {
         Command::Save(args) => save::save(globals, &args),
         Command::Search(args) => search::search(globals, &args),
         Command::Start(args) => start::start(globals, &args),
+        Command::Stats(args) => stats::stats(globals, &args),
         Command::Stop(args) => stop::stop(globals, &args),
         Command::Tag(args) => tag::tag(globals, &args),
         Command::Unpause(args) => pause::unpause(globals, &args),

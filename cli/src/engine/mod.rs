@@ -13,6 +13,7 @@ mod process;
 mod reap;
 mod remove;
 mod start;
+mod usage;
 
 use caisson_rootfs::{Store, StoreError};
 use caisson_shim::{
@@ -24,6 +25,7 @@ pub use bundle::{BundleError, make_fifo};
 pub use create::{Created, NewContainer};
 pub use monitor::{MONITOR_COMMAND, MonitorError, run_monitor};
 pub use start::{LogTarget, Started, Startup, StdioPlan};
+pub use usage::Sample;
 
 use crate::{
     globals::Globals,

@@ -127,6 +127,23 @@ fn a_paused_container_stands_still_until_it_is_unpaused() {
 }
 
 #[test]
+fn statistics_show_what_runs() {
+    let host = host!();
+    host.caisson(&["create", "--name", "idle", "tools"]).succeeded();
+    host.caisson(&["run", "-d", "--name", "busy", "tools", "sleep", "1000"]).succeeded();
+    let shape = "{{.Name}} {{.MemUsage}} {{.PIDs}}";
+    let stats = |more: &[&str]| {
+        host.caisson(&[&["stats", "--no-stream", "--format", shape], more].concat())
+    };
+    stats(&[]).succeeded().printed("busy 5MiB / 1GiB 2\n");
+    stats(&["-a"]).succeeded().showed("idle 0B / 0B 0\n");
+    stats(&["idle"]).succeeded().printed("idle 0B / 0B 0\n");
+    stats(&["none"]).exited_with(1).complained("No such container: none");
+    host.caisson(&["rm", "-f", "idle", "busy"]).succeeded();
+    host.nothing_left();
+}
+
+#[test]
 fn a_container_restarts_with_its_files_and_its_logs() {
     let host = host!();
     let script = "trap 'exit 5' TERM; echo up; while :; do sleep 0.05; done";

@@ -29,7 +29,7 @@ use oci_spec::runtime::Spec;
 pub use annotations::Annotations;
 pub use process::exec;
 pub use resources::{cpu_limits, update};
-pub use size::{HostSize, vm_size};
+pub use size::{DEFAULT_MEMORY_MIB, HostSize, vm_size};
 
 /// The largest `config.json` that is read; engines write some tens of KiB.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;

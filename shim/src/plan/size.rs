@@ -10,7 +10,7 @@ use super::{
 use crate::sandbox::VmSize;
 
 /// Memory of a container without a limit, in MiB. Only what is touched is taken.
-const DEFAULT_MEMORY_MIB: u32 = 1024;
+pub const DEFAULT_MEMORY_MIB: u32 = 1024;
 
 /// What the guest's kernel, page tables and agent need beside the container's limit.
 const OVERHEAD_MIB: u64 = 64;
