@@ -87,10 +87,10 @@ fn exec_it(globals: &Globals, args: &ExecArgs) -> CommandResult {
     }
     let engine = Engine::open(globals)?;
     let container = engine.records.find(name)?;
-    let client = engine.connect_running(&container)?;
     if container.paused {
         return Err(EngineError::Paused { name: container.name }.into());
     }
+    let client = engine.connect_running(&container)?;
     let config = container
         .config
         .as_ref()

@@ -41,7 +41,7 @@ pub(super) enum ImageCommand {
         visible_alias = "list"
     )]
     Ls(images::ImagesArgs),
-    /// Remove images without a name that no container uses
+    /// Remove unused images
     #[command(override_usage = "caisson image prune [OPTIONS]")]
     Prune(prune::ImagePruneArgs),
     /// Download an image from a registry

@@ -16,7 +16,7 @@ use crate::{
     engine::Engine,
     failure::{CommandResult, Failure},
     format::{
-        moment,
+        moment::{self, InvalidTime},
         units::{self, UnixNanos},
     },
     globals::Globals,
@@ -65,7 +65,9 @@ enum Filter {
 #[derive(Debug, thiserror::Error)]
 enum PruneError {
     #[error("invalid filter {text:?}: there are {known}")]
-    InvalidFilter { text: String, known: &'static str },
+    UnknownFilter { text: String, known: &'static str },
+    #[error("invalid filter {text:?}")]
+    InvalidTime { text: String, source: InvalidTime },
     #[error("read the answer")]
     Answer(#[source] io::Error),
     #[error("nothing was removed: the answer was not \"y\"; --force does without the question")]
@@ -73,15 +75,15 @@ enum PruneError {
 }
 
 pub(super) fn containers(globals: &Globals, args: &ContainerPruneArgs) -> CommandResult {
-    let known = "until=, label= and label!=";
+    let now = units::now();
     let parse = |text: &String| {
-        let invalid = || PruneError::InvalidFilter { text: text.clone(), known };
-        Filter::parse(text, units::now()).ok_or_else(invalid)
+        let unknown = || unknown_filter(text, "until=, label= and label!=");
+        Filter::parse(text, now)?.ok_or_else(unknown)
     };
     let filters = args.filter.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
     confirm(args.force, "This will remove all stopped containers.")?;
     let engine = Engine::open(globals)?;
-    let mut removed = Vec::new();
+    let mut deleted = Deleted::new("Deleted Containers:");
     let mut freed_bytes = 0;
     for container in engine.records.all()? {
         let stopped = matches!(container.state, State::Created | State::Exited);
@@ -89,31 +91,24 @@ pub(super) fn containers(globals: &Globals, args: &ContainerPruneArgs) -> Comman
             let bytes = allocated_bytes(&engine.globals.container_dir(&container.id));
             engine.remove(&container, false)?;
             freed_bytes += bytes;
-            removed.push(container.id);
+            deleted.print(&container.id)?;
         }
     }
-    if !removed.is_empty() {
-        print_line("Deleted Containers:")?;
-        removed.iter().try_for_each(|id| print_line(id))?;
-        print_line("")?;
-    }
-    reclaimed(freed_bytes)
+    deleted.reclaimed(freed_bytes)
 }
 
 pub(super) fn images(globals: &Globals, args: &ImagePruneArgs) -> CommandResult {
     let mut all = args.all;
-    let mut until = None;
+    let mut until = UnixNanos::MAX;
+    let now = units::now();
     for text in &args.filter {
-        match (text.as_str(), Filter::parse(text, units::now())) {
-            ("dangling=false", _) => all = true,
-            ("dangling=true", _) => all = false,
-            (_, Some(Filter::Until(time))) => {
-                until = Some(until.map_or(time, |known: UnixNanos| known.min(time)));
-            }
-            _ => {
-                let known = "dangling= and until=";
-                return Err(PruneError::InvalidFilter { text: text.clone(), known }.into());
-            }
+        match text.as_str() {
+            "dangling=false" => all = true,
+            "dangling=true" => all = false,
+            _ => match Filter::parse(text, now)? {
+                Some(Filter::Until(time)) => until = until.min(time),
+                _ => return Err(unknown_filter(text, "dangling= and until=").into()),
+            },
         }
     }
     let what = match all {
@@ -122,37 +117,39 @@ pub(super) fn images(globals: &Globals, args: &ImagePruneArgs) -> CommandResult 
     };
     confirm(args.force, what)?;
     let engine = Engine::open(globals)?;
-    let mut removed_any = false;
+    let mut deleted = Deleted::new("Deleted Images:");
     for image in engine.store.images()? {
         if is_unused(&image, all, until) {
             let removed = engine.store.remove(&image.id.to_string(), all)?;
-            if !std::mem::replace(&mut removed_any, true) {
-                print_line("Deleted Images:")?;
-            }
             let untagged = removed.untagged.iter().map(|name| format!("untagged: {name}"));
-            let deleted = removed.deleted.iter().map(|id| format!("deleted: {id}"));
-            untagged.chain(deleted).try_for_each(|line| print_line(&line))?;
+            let gone = removed.deleted.iter().map(|id| format!("deleted: {id}"));
+            untagged.chain(gone).try_for_each(|line| deleted.print(&line))?;
         }
     }
-    if removed_any {
-        print_line("")?;
-    }
-    reclaimed(engine.store.gc()?.bytes)
+    deleted.reclaimed(engine.store.gc()?.bytes)
+}
+
+fn unknown_filter(text: &str, known: &'static str) -> PruneError {
+    PruneError::UnknownFilter { text: text.to_owned(), known }
 }
 
 /// What no container uses, has no name unless those count too, and is old enough. An image
 /// whose age is not known is not older than anything.
-fn is_unused(image: &ImageSummary, all: bool, until: Option<UnixNanos>) -> bool {
+fn is_unused(image: &ImageSummary, all: bool, until: UnixNanos) -> bool {
     let created = image.created.as_deref().and_then(units::parse_rfc3339);
-    let old = until.is_none_or(|until| created.is_some_and(|created| created < until));
+    let old = until == UnixNanos::MAX || created.is_some_and(|created| created < until);
     image.leases == 0 && (all || image.references.is_empty()) && old
 }
 
 impl Filter {
-    fn parse(text: &str, now: UnixNanos) -> Option<Self> {
-        let (name, value) = text.split_once('=')?;
-        match name {
-            "until" => moment::parse(value, now).ok().map(Self::Until),
+    /// `None` if there is no filter of this name.
+    fn parse(text: &str, now: UnixNanos) -> Result<Option<Self>, PruneError> {
+        let Some((name, value)) = text.split_once('=') else { return Ok(None) };
+        Ok(match name {
+            "until" => {
+                let invalid = |source| PruneError::InvalidTime { text: text.to_owned(), source };
+                Some(Self::Until(moment::parse(value, now).map_err(invalid)?))
+            }
             "label" | "label!" => {
                 let (key, value) = match value.split_once('=') {
                     Some((key, value)) => (key, Some(value.to_owned())),
@@ -161,7 +158,7 @@ impl Filter {
                 Some(Self::Label { key: key.to_owned(), value, present: name == "label" })
             }
             _ => None,
-        }
+        })
     }
 
     fn selects(&self, container: &Container) -> bool {
@@ -195,9 +192,30 @@ fn confirm(force: bool, what: &str) -> Result<(), Failure> {
     }
 }
 
-fn reclaimed(bytes: u64) -> CommandResult {
-    print_line(&format!("Total reclaimed space: {}", units::human_size(bytes)))?;
-    Ok(ExitCode::SUCCESS)
+/// What has been removed, line by line as it happens, below a heading if there is anything.
+struct Deleted {
+    heading: Option<&'static str>,
+}
+
+impl Deleted {
+    fn new(heading: &'static str) -> Self {
+        Self { heading: Some(heading) }
+    }
+
+    fn print(&mut self, line: &str) -> Result<(), Failure> {
+        if let Some(heading) = self.heading.take() {
+            print_line(heading)?;
+        }
+        print_line(line)
+    }
+
+    fn reclaimed(self, bytes: u64) -> CommandResult {
+        if self.heading.is_none() {
+            print_line("")?;
+        }
+        print_line(&format!("Total reclaimed space: {}", units::human_size(bytes)))?;
+        Ok(ExitCode::SUCCESS)
+    }
 }
 
 /// What the files below a directory take of the disk; those that cannot be read count
@@ -227,16 +245,19 @@ mod tests {
 
     #[test]
     fn filters_select() {
-        let selects =
-            |text: &str| Filter::parse(text, 200 * SECOND).expect(text).selects(&container());
+        let selects = |text: &str| {
+            let filter = Filter::parse(text, 200 * SECOND).expect(text);
+            filter.expect(text).selects(&container())
+        };
         for text in ["label=kind", "label=kind=a", "label!=kind=b", "label!=x", "until=50s"] {
             assert!(selects(text), "{text}");
         }
         for text in ["label=x", "label=kind=b", "label!=kind", "until=150s"] {
             assert!(!selects(text), "{text}");
         }
-        for text in ["label", "until=soon", "size=1"] {
-            assert_eq!(Filter::parse(text, 0), None, "{text}");
+        for text in ["label", "size=1"] {
+            assert_eq!(Filter::parse(text, 0).expect(text), None, "{text}");
         }
+        assert!(Filter::parse("until=soon", 0).is_err());
     }
 }

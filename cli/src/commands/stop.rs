@@ -17,8 +17,9 @@ use crate::{
 
 const DEFAULT_TIMEOUT_SECS: i64 = 10;
 
+/// How a container is asked to end.
 #[derive(Args, Clone, Debug)]
-pub struct StopArgs {
+pub struct StopFlags {
     /// Signal to send to the container
     #[arg(short, long, value_name = "string")]
     pub signal: Option<String>,
@@ -26,26 +27,39 @@ pub struct StopArgs {
     /// Seconds to wait before killing the container (-1 for no limit)
     #[arg(short, long, visible_alias = "time", value_name = "int")]
     pub timeout: Option<i64>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct StopArgs {
+    #[command(flatten)]
+    pub flags: StopFlags,
 
     #[arg(value_name = "CONTAINER", required = true, hide = true)]
     pub containers: Vec<String>,
 }
 
-/// How a container is asked to end; what is absent is the container's own.
+/// As [`StopFlags`], validated; what is absent is the container's own.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
-    pub(super) signal: Option<i32>,
+    signal: Option<i32>,
     /// Until it is killed; below zero: for ever.
-    pub(super) timeout_secs: Option<i64>,
+    timeout_secs: Option<i64>,
+}
+
+impl StopFlags {
+    pub(super) fn patience(&self) -> Result<Patience, Failure> {
+        let signal = self.signal.as_deref().map(signal::parse).transpose()?;
+        Ok(Patience { signal, timeout_secs: self.timeout })
+    }
 }
 
 pub(super) fn stop(globals: &Globals, args: &StopArgs) -> CommandResult {
     let engine = Engine::open(globals)?;
-    let signal = args.signal.as_deref().map(signal::parse).transpose()?;
+    let patience = args.flags.patience()?;
     for_each(&args.containers, |name| {
         let container = engine.records.find(name)?;
         if container.state == State::Running {
-            stop_one(&engine, &container, Patience { signal, timeout_secs: args.timeout })?;
+            stop_one(&engine, &container, patience)?;
         }
         Ok(Some(name.to_owned()))
     })

@@ -1,7 +1,9 @@
 //! Freezing the processes of a container, and letting them go on.
 
+use caisson_shim::client::Status;
+
 use super::{Engine, EngineError};
-use crate::records::{Container, State};
+use crate::records::Container;
 
 impl Engine {
     /// Freezes the container's processes. The VM goes on: it answers, and takes a signal.
@@ -14,21 +16,23 @@ impl Engine {
         self.set_paused(container, false)
     }
 
+    /// The shim knows whether they are frozen; the record only says so in lists, and may be
+    /// behind if a command died between the two.
     fn set_paused(&self, container: &Container, paused: bool) -> Result<(), EngineError> {
         let (now, _lock) = self.records.lock(container)?;
-        let name = now.name.clone();
-        match (now.state, now.paused) {
-            (State::Running, true) if paused => return Err(EngineError::AlreadyPaused { name }),
-            (State::Running, false) if !paused => return Err(EngineError::NotPaused { name }),
-            (State::Running, _) => {}
-            _ => return Err(EngineError::NotRunning { name }),
+        let client = self.connect_running(&now)?;
+        let was_paused = client.state(None)?.status == Status::Paused;
+        match (was_paused, paused) {
+            (false, true) => client.pause()?,
+            (true, false) => client.resume()?,
+            _ => {}
         }
-        let client = self.connect(&now)?;
-        if paused {
-            client.pause()?;
-        } else {
-            client.resume()?;
+        self.records.set_paused(&now.id, paused)?;
+        let name = now.name;
+        match (was_paused, paused) {
+            (true, true) => Err(EngineError::AlreadyPaused { name }),
+            (false, false) => Err(EngineError::NotPaused { name }),
+            _ => Ok(()),
         }
-        Ok(self.records.set_paused(&now.id, paused)?)
     }
 }

@@ -24,7 +24,7 @@ use std::{
 };
 
 use caisson_rootfs::StoreError;
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, config::DbConfig};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, config::DbConfig};
 
 use crate::{config::ContainerConfig, format::units, names};
 use container::from_row;
@@ -132,10 +132,7 @@ impl Records {
         config: &str,
     ) -> Result<(Container, ContainerLock), RecordError> {
         let failed = database_error("add a container");
-        let transaction = self
-            .connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(failed)?;
+        let transaction = begin(&mut self.connection).map_err(failed)?;
         reject_taken(&transaction, name)?;
         transaction
             .execute(
@@ -260,10 +257,7 @@ impl Records {
     /// Gives the container another name, which nobody else has.
     pub fn rename(&mut self, id: &str, name: &str) -> Result<(), RecordError> {
         let failed = database_error("rename a container");
-        let transaction = self
-            .connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(failed)?;
+        let transaction = begin(&mut self.connection).map_err(failed)?;
         reject_taken(&transaction, name)?;
         transaction
             .execute("UPDATE containers SET name = ?2 WHERE id = ?1", [id, name])
@@ -307,8 +301,13 @@ const SELECT: &str =
     "SELECT number, id, name, state, config, created, started, finished, exit_code,
     oom_killed, error, pid, paused FROM containers";
 
+/// A transaction that writes: what it reads does not change before.
+fn begin(connection: &mut Connection) -> rusqlite::Result<Transaction<'_>> {
+    connection.transaction_with_behavior(TransactionBehavior::Immediate)
+}
+
 /// Within the transaction that goes on to take the name.
-fn reject_taken(transaction: &Connection, name: &str) -> Result<(), RecordError> {
+fn reject_taken(transaction: &Transaction<'_>, name: &str) -> Result<(), RecordError> {
     let owner: Option<String> = transaction
         .query_row("SELECT id FROM containers WHERE name = ?1", [name], |row| row.get(0))
         .optional()

@@ -290,3 +290,18 @@ fn too_few_descriptors_are_an_error_and_leave_nothing() {
     }
     assert!(failures > 1 && successes > 1, "{failures} failures, {successes} successes");
 }
+
+#[test]
+fn a_pause_whose_record_was_lost_can_be_undone() {
+    let host = host!();
+    run(&host, "frozen");
+    host.caisson(&["pause", "frozen"]).succeeded();
+    // As if the command had died between the two.
+    change_rows(&host, "UPDATE containers SET paused = 0");
+    host.caisson(&["pause", "frozen"]).exited_with(1).complained("already paused");
+    host.caisson(&["ps"]).succeeded().showed(" (Paused)");
+    host.caisson(&["unpause", "frozen"]).succeeded();
+    host.caisson(&["exec", "frozen", "true"]).succeeded();
+    host.caisson(&["rm", "-f", "frozen"]).succeeded();
+    host.nothing_left();
+}

@@ -226,7 +226,9 @@ fn created_containers_start_and_are_pruned() {
     for kept in ["label=x", "until=1h"] {
         prune(kept).succeeded().printed("Total reclaimed space: 0B\n");
     }
-    prune("until=soon").exited_with(1).complained("invalid filter \"until=soon\"");
+    prune("until=soon")
+        .exited_with(1)
+        .complained("invalid filter \"until=soon\": invalid value \"soon\": expected a time");
     host.caisson_with_input(&["container", "prune"], b"n\n").exited_with(1).complained("--force");
     host.caisson_with_input(&["container", "prune"], b"y\n")
         .succeeded()

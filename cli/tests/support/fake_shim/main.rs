@@ -65,6 +65,7 @@ struct Shared {
 struct State {
     /// By exec id; the empty one is the container's.
     processes: HashMap<String, Process>,
+    paused: bool,
     shutdown: bool,
 }
 
@@ -197,11 +198,13 @@ impl Task for Shim {
 
     fn pause(&self, _: &TtrpcContext, _: api::PauseRequest) -> ttrpc::Result<api::Empty> {
         self.with("", |process| process.kill(libc::SIGSTOP))?;
+        self.lock().paused = true;
         Ok(api::Empty::default())
     }
 
     fn resume(&self, _: &TtrpcContext, _: api::ResumeRequest) -> ttrpc::Result<api::Empty> {
         self.with("", |process| process.kill(libc::SIGCONT))?;
+        self.lock().paused = false;
         Ok(api::Empty::default())
     }
 
@@ -248,9 +251,11 @@ impl Task for Shim {
         _: &TtrpcContext,
         request: api::StateRequest,
     ) -> ttrpc::Result<api::StateResponse> {
+        let paused = self.lock().paused;
         self.with(&request.exec_id, |process| {
             let status = match &process.exit {
                 Some(_) => api::Status::STOPPED,
+                None if paused => api::Status::PAUSED,
                 None if process.pid.is_some() => api::Status::RUNNING,
                 None => api::Status::CREATED,
             };
