@@ -130,12 +130,13 @@ build_once() {
         flock 9
     fi
     if [[ $force = no && -e $result/vmlinux ]]; then
-        return 0
+        return
     fi
     rm -rf "$cache/.build-$hash".*   # left by a build that was killed
     new_work_dir
     build_in "$work"
     publish "$work/out"
+    rm -rf "$work"
 }
 
 new_work_dir() {
