@@ -97,8 +97,9 @@ fn a_terminal_has_a_size_and_is_given_back() {
     terminal.type_in("sleep 0.5; stty size\n");
     terminal.shows("24 80");
     terminal.clear();
-    terminal.type_in("sleep 1000\n");
-    terminal.shows("sleep 1000");
+    // What the terminal echoes may not have been executed yet.
+    terminal.type_in("sh -c 'echo on-$((1+1)); exec sleep 1000'\n");
+    terminal.shows("on-2");
     terminal.type_in("\u{3}");
     terminal.type_in("exit 5\n");
     assert_eq!(terminal.child.wait().unwrap().code(), Some(5));
@@ -144,7 +145,9 @@ fn an_exec_has_a_terminal_too() {
 fn a_terminal_that_hangs_up_leaves_the_container_running() {
     let host = host!();
     let mut terminal = shell(&host, &["--rm", "--name", "left"]);
-    terminal.shows("# ");
+    // The prompt may come before the command has seen the start's end; input goes on after.
+    terminal.type_in("echo on-$((1+1))\n");
+    terminal.shows("on-2");
     let pid = nix::unistd::Pid::from_raw(terminal.child.id() as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
     assert_eq!(terminal.child.wait().unwrap().code(), Some(129));
