@@ -57,6 +57,7 @@ pub fn build(spec: VmSpec, timer: Arc<BootTimer>) -> Result<Parts, BuildError> {
         disk_limit: spec.disk_limit,
         net: spec.net,
         vsock: spec.vsock,
+        fs: spec.fs,
         rng: spec.rng,
         balloon: spec.balloon,
     };

@@ -43,6 +43,8 @@ pub struct VmConfig {
     pub net: Vec<NetConfig>,
     pub vsock: Option<VsockConfig>,
     #[serde(default)]
+    pub fs: Option<FsConfig>,
+    #[serde(default)]
     pub rng: bool,
     /// A balloon with free page reporting.
     #[serde(default)]
@@ -153,6 +155,17 @@ pub struct VsockConfig {
 pub struct HostPort {
     pub port: u32,
     pub socket: Fd,
+}
+
+/// virtio-fs, served by another process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FsConfig {
+    /// What the guest mounts it by: 1 to 36 bytes, printable ASCII.
+    pub tag: String,
+    /// A connected Unix socket of type SOCK_SEQPACKET. Each FUSE request is one message to
+    /// the server, each reply one from it.
+    pub server: Fd,
 }
 
 /// What the vmm confines itself to before the first guest instruction. Without it (only

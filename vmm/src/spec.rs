@@ -25,7 +25,7 @@ use crate::{
         command_line::{self, CommandLineError},
         layout::{self, VirtioSlot},
     },
-    config::{BlockConfig, BootPages, JailConfig, RateLimit, VmConfig, VsockConfig},
+    config::{BlockConfig, BootPages, FsConfig, JailConfig, RateLimit, VmConfig, VsockConfig},
 };
 
 /// One virtio-blk device.
@@ -56,6 +56,18 @@ pub struct HostPortSpec {
     pub socket: UnixStream,
 }
 
+/// The longest tag of a virtio-fs device (virtio 1.2 §5.11.4).
+pub const FS_TAG_BYTES: usize = 36;
+
+/// virtio-fs and the socket of its server.
+#[derive(Debug)]
+pub struct FsSpec {
+    /// 1 to [`FS_TAG_BYTES`] bytes, printable ASCII.
+    pub tag: String,
+    /// Connected, and keeps messages apart.
+    pub server: OwnedFd,
+}
+
 /// Everything a VM is built from.
 #[derive(Debug)]
 pub struct VmSpec {
@@ -70,13 +82,14 @@ pub struct VmSpec {
     pub boot_pages: BootPages,
     /// Complete, with its devices and a NUL.
     pub command_line: Vec<u8>,
-    /// One for each virtio device: the disks, then networks, vsock, rng and balloon.
+    /// One for each virtio device: the disks, then networks, vsock, fs, rng and balloon.
     pub slots: Vec<VirtioSlot>,
     pub block: Vec<BlockSpec>,
     /// Of all disks together.
     pub disk_limit: RateLimit,
     pub net: Vec<NetSpec>,
     pub vsock: Option<VsockSpec>,
+    pub fs: Option<FsSpec>,
     pub rng: bool,
     pub balloon: bool,
     pub console: Option<File>,
@@ -107,6 +120,8 @@ pub enum SpecError {
     Cid(u32),
     #[error("the vsock host port {0} is named twice or reserved")]
     HostPort(u32),
+    #[error("the tag {0:?} of the file system; it needs 1 to 36 printable ASCII characters")]
+    FsTag(String),
     #[error("the jail's user {uid} and group {gid} must not be root's")]
     JailRoot { uid: u32, gid: u32 },
     #[error(
@@ -155,6 +170,7 @@ impl VmSpec {
             disk_limit: config.disk_limit,
             net: net::adopt(&config.net, files)?,
             vsock: config.vsock.as_ref().map(|config| vsock(config, files)).transpose()?,
+            fs: config.fs.as_ref().map(|config| fs(config, files)).transpose()?,
             rng: config.rng,
             balloon: config.balloon,
             console: config
@@ -205,7 +221,7 @@ fn check_serials(disks: &[BlockConfig]) -> Result<(), SpecError> {
 }
 
 fn virtio_slots(config: &VmConfig) -> Result<Vec<VirtioSlot>, SpecError> {
-    let optional = [config.vsock.is_some(), config.rng, config.balloon];
+    let optional = [config.vsock.is_some(), config.fs.is_some(), config.rng, config.balloon];
     let devices =
         config.block.len() + config.net.len() + optional.into_iter().filter(|&there| there).count();
     let slots: Vec<_> = layout::virtio_slots().take(devices).collect();
@@ -244,6 +260,16 @@ fn vsock(config: &VsockConfig, files: &mut Files) -> Result<VsockSpec, SpecError
         host_ports.push(HostPortSpec { port, socket });
     }
     Ok(VsockSpec { cid: config.cid, listener, host_ports })
+}
+
+fn fs(config: &FsConfig, files: &mut Files) -> Result<FsSpec, SpecError> {
+    let tag = &config.tag;
+    if !(1..=FS_TAG_BYTES).contains(&tag.len()) || !tag.bytes().all(|byte| byte.is_ascii_graphic())
+    {
+        return Err(SpecError::FsTag(tag.clone()));
+    }
+    let server = files.messages(config.server).map_err(named("file server's socket"))?;
+    Ok(FsSpec { tag: tag.clone(), server })
 }
 
 #[cfg(test)]

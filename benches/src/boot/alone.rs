@@ -128,6 +128,7 @@ pub(crate) fn config(
         disk_limit: RateLimit::default(),
         net: Vec::new(),
         vsock: None,
+        fs: None,
         rng: false,
         balloon: false,
         console: None,

@@ -24,11 +24,12 @@ use crate::{
     },
     io_thread::{IoHandle, IoLoop},
     lifecycle::Lifecycle,
-    spec::{BlockSpec, NetSpec, VsockSpec},
+    spec::{BlockSpec, FsSpec, NetSpec, VsockSpec},
     virtio::{
         Interrupt, Memory, VirtioDevice,
         balloon::Balloon,
         block::Block,
+        fs::Fs,
         mmio::Transport,
         net::{Net, NetCounters},
         registers::offset,
@@ -44,6 +45,7 @@ pub(super) struct Virtio {
     pub(super) disk_limit: RateLimit,
     pub(super) net: Vec<NetSpec>,
     pub(super) vsock: Option<VsockSpec>,
+    pub(super) fs: Option<FsSpec>,
     pub(super) rng: bool,
     pub(super) balloon: bool,
 }
@@ -99,6 +101,9 @@ impl Virtio {
         }
         if let Some(spec) = self.vsock {
             devices.push(Box::new(Vsock::new(spec).map_err(BuildError::Vsock)?));
+        }
+        if let Some(spec) = self.fs {
+            devices.push(Box::new(Fs::new(spec)));
         }
         if self.rng {
             devices.push(Box::new(Rng::new()));

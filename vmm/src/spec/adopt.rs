@@ -132,22 +132,42 @@ impl Files {
 
     /// A listening Unix stream socket.
     pub fn listener(&mut self, fd: Fd) -> Result<UnixListener, FdError> {
-        self.unix_socket(fd, true).map(Into::into)
+        self.unix_socket(fd, libc::SOCK_STREAM, true, "listening Unix socket").map(Into::into)
     }
 
     /// A connected Unix stream socket.
     pub fn stream(&mut self, fd: Fd) -> Result<UnixStream, FdError> {
-        let stream = UnixStream::from(self.unix_socket(fd, false)?);
+        let stream = UnixStream::from(self.unix_socket(
+            fd,
+            libc::SOCK_STREAM,
+            false,
+            "Unix stream socket",
+        )?);
         stream.peer_addr().map_err(|_| FdError::Kind { fd, expected: "connected socket" })?;
         Ok(stream)
     }
 
-    fn unix_socket(&mut self, fd: Fd, listening: bool) -> Result<OwnedFd, FdError> {
-        let expected = if listening { "listening Unix socket" } else { "Unix stream socket" };
+    /// A connected Unix socket that keeps messages apart.
+    pub fn messages(&mut self, fd: Fd) -> Result<OwnedFd, FdError> {
+        let expected = "connected Unix socket of messages (SOCK_SEQPACKET)";
+        let socket = self.unix_socket(fd, libc::SOCK_SEQPACKET, false, expected)?;
+        // The address of any Unix socket can be asked for through a stream's type.
+        let socket = UnixStream::from(socket);
+        socket.peer_addr().map_err(|_| FdError::Kind { fd, expected })?;
+        Ok(socket.into())
+    }
+
+    fn unix_socket(
+        &mut self,
+        fd: Fd,
+        kind: i32,
+        listening: bool,
+        expected: &'static str,
+    ) -> Result<OwnedFd, FdError> {
         let socket = self.file(fd)?;
         for (option, value) in [
             (libc::SO_DOMAIN, libc::AF_UNIX),
-            (libc::SO_TYPE, libc::SOCK_STREAM),
+            (libc::SO_TYPE, kind),
             (libc::SO_ACCEPTCONN, listening.into()),
         ] {
             if socket_option(&socket, option)? != Some(value) {

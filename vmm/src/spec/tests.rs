@@ -73,6 +73,7 @@ impl Inherited {
                 listener: self.listener("vsock"),
                 host_ports: vec![crate::config::HostPort { port: 1024, socket: self.stream() }],
             }),
+            fs: None,
             rng: true,
             balloon: true,
             console: Some(self.file(libc::O_WRONLY)),
@@ -227,6 +228,25 @@ fn sockets_are_of_their_kind() {
         },
         "host port 1024 is named twice",
     );
+}
+
+#[test]
+fn a_file_system_has_a_tag_and_a_socket_of_messages() {
+    fn fs(tag: &str, kind: i32) -> Option<FsConfig> {
+        let mut ends = [0; 2];
+        // SAFETY: the kernel writes two descriptors to `ends`.
+        assert_eq!(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) }, 0);
+        Some(FsConfig { tag: tag.to_owned(), server: ends[0] })
+    }
+    let inherited = Inherited::new();
+    let longest = "t".repeat(FS_TAG_BYTES);
+    let config = VmConfig { fs: fs(&longest, libc::SOCK_SEQPACKET), ..inherited.config() };
+    let spec = adopt(&config).unwrap();
+    assert_eq!((spec.fs.unwrap().tag, spec.slots.len()), (longest, 5));
+    for tag in ["", "a b", "\u{e9}", &"t".repeat(FS_TAG_BYTES + 1)] {
+        refused(|_, config| config.fs = fs(tag, libc::SOCK_SEQPACKET), "the tag");
+    }
+    refused(|_, config| config.fs = fs("t", libc::SOCK_STREAM), "SOCK_SEQPACKET");
 }
 
 #[test]

@@ -16,6 +16,7 @@ pub mod block;
 pub mod chain;
 pub mod config_space;
 pub mod device_queue;
+pub mod fs;
 pub mod interrupt;
 pub mod iovecs;
 pub mod kick_limit;

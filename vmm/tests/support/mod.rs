@@ -84,6 +84,7 @@ impl Builder {
             disk_limit: RateLimit::default(),
             net: Vec::new(),
             vsock: None,
+            fs: None,
             rng: false,
             balloon: false,
             console: Some(keep(console.try_clone().unwrap())),

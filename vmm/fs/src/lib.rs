@@ -1,0 +1,69 @@
+//! The file server of one VM: FUSE messages in, host directories behind.
+//!
+//! ```text
+//! shim ── config, socket, directories ──► caisson-fs: tree ► jail ► filter ► serve
+//! vmm  ◄═══════ FUSE messages ═══════════►    (one socket, inherited)
+//! ```
+//!
+//! Whatever comes over the socket is the guest's. What the server may reach is decided before
+//! the first message is read: its root holds the shares and nothing else, and a share that is
+//! read-only is so by the host's kernel.
+
+pub mod config;
+mod confine;
+mod filter;
+mod serve;
+mod tree;
+
+use std::{
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+};
+
+use caisson_jail::JailError;
+
+use self::config::Config;
+
+#[derive(Debug, thiserror::Error)]
+pub enum FsError {
+    #[error(transparent)]
+    Jail(#[from] JailError),
+    #[error("{step}")]
+    Step {
+        step: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the server must be started as the first process of a pid namespace")]
+    NotFirst,
+    #[error("make the system call filter")]
+    Compile(#[from] seccompiler::BackendError),
+    #[error("install the system call filter")]
+    Filter(#[from] seccompiler::Error),
+}
+
+/// Confines the process to the shares of `config` and serves them until the socket's other
+/// end is closed.
+///
+/// # Safety
+/// The descriptors that `config` names are this process's own, and nothing else uses them.
+pub unsafe fn run(config: &Config) -> Result<(), FsError> {
+    if !caisson_jail::pid_namespace::is_first() {
+        return Err(FsError::NotFirst);
+    }
+    // SAFETY: as the caller says.
+    let socket = unsafe { OwnedFd::from_raw_fd(config.socket) };
+    let trees = tree::clone_shares(&config.shares)?;
+    confine::leave_host(&socket, &trees)?;
+    tree::become_root(trees, &config.shares)?;
+    let server = serve::Server::new()?;
+    confine::drop_rights(config.max_open_files)?;
+    server.run(socket.as_raw_fd())
+}
+
+fn check(step: &'static str, result: impl Into<i64>) -> Result<(), FsError> {
+    if result.into() == -1 {
+        return Err(FsError::Step { step, source: io::Error::last_os_error() });
+    }
+    Ok(())
+}
