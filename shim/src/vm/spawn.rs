@@ -134,6 +134,7 @@ pub(super) fn spawn(
             listener: listener.as_raw_fd(),
             host_ports: vec![HostPort { port: CONTROL_PORT, socket: vmm_agent.as_raw_fd() }],
         }),
+        fs: None,
         rng: true,
         balloon: true,
         console: Some(vmm_console.as_raw_fd()),

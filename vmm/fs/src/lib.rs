@@ -55,7 +55,7 @@ pub unsafe fn run(config: &Config) -> Result<(), FsError> {
     let socket = unsafe { OwnedFd::from_raw_fd(config.socket) };
     let trees = tree::clone_shares(&config.shares)?;
     confine::leave_host(&socket, &trees)?;
-    tree::become_root(trees, &config.shares)?;
+    tree::become_root(trees)?;
     let server = serve::Server::new()?;
     confine::drop_rights(config.max_open_files)?;
     server.run(socket.as_raw_fd())

@@ -57,16 +57,16 @@ fn clone_share(share: &Share) -> Result<OwnedFd, FsError> {
     Ok(tree)
 }
 
-/// Makes the tree of `trees`, the mounts of `shares`, the root and all that is mounted.
-pub(crate) fn become_root(trees: Vec<OwnedFd>, shares: &[Share]) -> Result<(), FsError> {
+/// Makes a tree that holds `trees` the root and all that is mounted.
+pub(crate) fn become_root(trees: Vec<OwnedFd>) -> Result<(), FsError> {
     namespaces::take_root(|place| {
         mount(c"tmpfs", place, 0, c"mode=0755,size=1m")?;
         let root = Path::new(place.to_str().expect("the place is a constant"));
         let directory = root.join(&SHARES[1..]);
         make(fs::create_dir(&directory))?;
-        for (index, (tree, share)) in trees.iter().zip(shares).enumerate() {
+        for (index, tree) in trees.iter().enumerate() {
             let target = directory.join(index.to_string());
-            if is_directory(share)? {
+            if is_directory(tree)? {
                 make(fs::create_dir(&target))?;
             } else {
                 make(File::create_new(&target).map(drop))?;
@@ -81,11 +81,11 @@ pub(crate) fn become_root(trees: Vec<OwnedFd>, shares: &[Share]) -> Result<(), F
     })
 }
 
-fn is_directory(share: &Share) -> Result<bool, FsError> {
+fn is_directory(tree: &OwnedFd) -> Result<bool, FsError> {
     // SAFETY: all-zero bytes are a valid stat, which is plain numbers.
     let mut found: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: `found` is a valid place to write to.
-    check("examine a share", unsafe { libc::fstat(share.source, &mut found) })?;
+    check("examine a share", unsafe { libc::fstat(tree.as_raw_fd(), &mut found) })?;
     Ok(found.st_mode & libc::S_IFMT == libc::S_IFDIR)
 }
 

@@ -16,41 +16,41 @@ use std::{
 use caisson_fs::config::{Config, Share};
 use caisson_jail::pid_namespace;
 
-pub const ROOT: u64 = 1;
+pub(crate) const ROOT: u64 = 1;
 
 /// Operations by their numbers.
-pub mod op {
-    pub const LOOKUP: u32 = 1;
-    pub const FORGET: u32 = 2;
-    pub const MKNOD: u32 = 8;
-    pub const UNLINK: u32 = 10;
-    pub const LINK: u32 = 13;
-    pub const OPEN: u32 = 14;
-    pub const READ: u32 = 15;
-    pub const WRITE: u32 = 16;
-    pub const SETXATTR: u32 = 21;
-    pub const GETXATTR: u32 = 22;
-    pub const INIT: u32 = 26;
-    pub const CREATE: u32 = 35;
-    pub const DESTROY: u32 = 38;
+pub(crate) mod op {
+    pub(crate) const LOOKUP: u32 = 1;
+    pub(crate) const FORGET: u32 = 2;
+    pub(crate) const MKNOD: u32 = 8;
+    pub(crate) const UNLINK: u32 = 10;
+    pub(crate) const LINK: u32 = 13;
+    pub(crate) const OPEN: u32 = 14;
+    pub(crate) const READ: u32 = 15;
+    pub(crate) const WRITE: u32 = 16;
+    pub(crate) const SETXATTR: u32 = 21;
+    pub(crate) const GETXATTR: u32 = 22;
+    pub(crate) const INIT: u32 = 26;
+    pub(crate) const CREATE: u32 = 35;
+    pub(crate) const DESTROY: u32 = 38;
 }
 
 type Reply<T> = Result<T, i32>;
 
-pub struct Client {
+pub(crate) struct Client {
     socket: OwnedFd,
     server: Child,
     unique: u64,
 }
 
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     // SAFETY: asks for a number.
     unsafe { libc::geteuid() == 0 }
 }
 
 impl Client {
     /// Starts a server of these, each read-only or not.
-    pub fn start(shares: &[(&Path, bool)]) -> Self {
+    pub(crate) fn start(shares: &[(&Path, bool)]) -> Self {
         let mut ends = [0; 2];
         let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
         // SAFETY: the kernel writes two descriptors to `ends`.
@@ -95,38 +95,44 @@ impl Client {
         Self { socket, server, unique: 0 }
     }
 
-    pub fn init(&mut self) {
+    pub(crate) fn init(&mut self) {
         let flags = 1_u32 << 5 | 1 << 22; // big writes, and pages as agreed
         let body = words(&[7, 31, 0, flags]);
         self.call(op::INIT, 0, &body).unwrap();
     }
 
-    pub fn lookup(&mut self, parent: u64, name: &str) -> Reply<u64> {
+    pub(crate) fn lookup(&mut self, parent: u64, name: &str) -> Reply<u64> {
         Ok(long(&self.call(op::LOOKUP, parent, &text(name))?))
     }
 
-    pub fn forget(&mut self, node: u64) {
+    pub(crate) fn forget(&mut self, node: u64) {
         self.send_request(op::FORGET, node, &1_u64.to_le_bytes());
     }
 
-    pub fn open(&mut self, node: u64, flags: i32) -> Reply<u64> {
+    pub(crate) fn open(&mut self, node: u64, flags: i32) -> Reply<u64> {
         Ok(long(&self.call(op::OPEN, node, &words(&[flags as u32, 0]))?))
     }
 
-    pub fn read(&mut self, node: u64) -> Reply<Vec<u8>> {
+    pub(crate) fn read(&mut self, node: u64) -> Reply<Vec<u8>> {
         let handle = self.open(node, libc::O_RDONLY)?;
         let body = [&handle.to_le_bytes()[..], &[0; 8], &words(&[4096, 0, 0, 0, 0, 0])].concat();
         self.call(op::READ, node, &body)
     }
 
-    pub fn write(&mut self, node: u64, handle: u64, data: &[u8]) -> Reply<()> {
+    pub(crate) fn write(&mut self, node: u64, handle: u64, data: &[u8]) -> Reply<()> {
         let size = data.len() as u32;
         let head = [&handle.to_le_bytes()[..], &[0; 8], &words(&[size, 0, 0, 0, 0, 0])].concat();
         self.call(op::WRITE, node, &[&head, data].concat()).map(drop)
     }
 
     /// Makes a file as the user `uid`; the node and the handle.
-    pub fn create(&mut self, parent: u64, name: &str, mode: u32, uid: u32) -> Reply<(u64, u64)> {
+    pub(crate) fn create(
+        &mut self,
+        parent: u64,
+        name: &str,
+        mode: u32,
+        uid: u32,
+    ) -> Reply<(u64, u64)> {
         let flags = (libc::O_CREAT | libc::O_RDWR) as u32;
         let body = [words(&[flags, mode, 0, 0]), text(name)].concat();
         self.send_as(op::CREATE, parent, uid, &body);
@@ -134,31 +140,31 @@ impl Client {
         self.reply().map(|reply| (long(&reply), long(&reply[ENTRY_BYTES..])))
     }
 
-    pub fn mknod(&mut self, parent: u64, name: &str, mode: u32, device: u32) -> Reply<()> {
+    pub(crate) fn mknod(&mut self, parent: u64, name: &str, mode: u32, device: u32) -> Reply<()> {
         let body = [words(&[mode, device, 0, 0]), text(name)].concat();
         self.call(op::MKNOD, parent, &body).map(drop)
     }
 
-    pub fn link(&mut self, node: u64, parent: u64, name: &str) -> Reply<()> {
+    pub(crate) fn link(&mut self, node: u64, parent: u64, name: &str) -> Reply<()> {
         let body = [node.to_le_bytes().to_vec(), text(name)].concat();
         self.call(op::LINK, parent, &body).map(drop)
     }
 
-    pub fn unlink(&mut self, parent: u64, name: &str) -> Reply<()> {
+    pub(crate) fn unlink(&mut self, parent: u64, name: &str) -> Reply<()> {
         self.call(op::UNLINK, parent, &text(name)).map(drop)
     }
 
-    pub fn set_xattr(&mut self, node: u64, name: &str, value: &[u8]) -> Reply<()> {
+    pub(crate) fn set_xattr(&mut self, node: u64, name: &str, value: &[u8]) -> Reply<()> {
         let head = words(&[value.len() as u32, 0]);
         self.call(op::SETXATTR, node, &[&head, &text(name), value].concat()).map(drop)
     }
 
-    pub fn get_xattr(&mut self, node: u64, name: &str) -> Reply<Vec<u8>> {
+    pub(crate) fn get_xattr(&mut self, node: u64, name: &str) -> Reply<Vec<u8>> {
         self.call(op::GETXATTR, node, &[words(&[256, 0]), text(name)].concat())
     }
 
     /// Takes replies until the one to a request that is sent now.
-    pub fn drain(&mut self) {
+    pub(crate) fn drain(&mut self) {
         const GETATTR: u32 = 3;
         self.send_request(GETATTR, ROOT, &[0; 16]);
         let mut header = [0; 16];
@@ -169,7 +175,7 @@ impl Client {
     }
 
     /// Closes the socket; how the server ended.
-    pub fn end(self) -> ExitStatus {
+    pub(crate) fn end(self) -> ExitStatus {
         let Self { socket, mut server, .. } = self;
         drop(socket);
         server.wait().unwrap()
@@ -180,7 +186,7 @@ impl Client {
         self.reply()
     }
 
-    pub fn send_request(&mut self, opcode: u32, node: u64, body: &[u8]) {
+    pub(crate) fn send_request(&mut self, opcode: u32, node: u64, body: &[u8]) {
         self.send_as(opcode, node, 0, body);
     }
 
@@ -197,7 +203,7 @@ impl Client {
         self.send_raw(&message);
     }
 
-    pub fn send_raw(&self, message: &[u8]) {
+    pub(crate) fn send_raw(&self, message: &[u8]) {
         // SAFETY: the kernel reads `message`, which is as long as it is told.
         let sent = unsafe {
             libc::send(self.socket.as_raw_fd(), message.as_ptr().cast(), message.len(), 0)

@@ -139,7 +139,8 @@ fn a_server_that_breaks_the_rules_harms_only_the_request() {
         assert_eq!(used.len(), 1);
         assert_eq!(used[0].written, 16);
         assert_eq!(scene.driver.read(REPLY, 16), message::failure(6, libc::EIO));
-        scene.driver.assert_unchanged_except(&before, &[REPLY..REPLY + 16]);
+        let failure = REPLY..REPLY + 16;
+        scene.driver.assert_unchanged_except(&before, std::slice::from_ref(&failure));
     }
 }
 
