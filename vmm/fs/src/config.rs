@@ -10,6 +10,8 @@ pub type Fd = i32;
 pub struct Config {
     /// A connected Unix socket of type SOCK_SEQPACKET, whose other end the vmm has.
     pub socket: Fd,
+    /// The writing end of a pipe: one byte comes through it once the server is confined.
+    pub ready: Fd,
     /// The guest sees each by its index here, in decimal, at the root.
     pub shares: Vec<Share>,
     /// Files and directories that the guest knows of or has open (RLIMIT_NOFILE).
@@ -22,4 +24,6 @@ pub struct Share {
     /// A directory or a regular file, opened with O_PATH.
     pub source: Fd,
     pub readonly: bool,
+    /// With what is mounted below it.
+    pub recursive: bool,
 }

@@ -18,8 +18,8 @@ const KEPT: [u32; 7] = [
     7, // CAP_SETUID: the user that makes a file
 ];
 
-pub(crate) fn leave_host(socket: &OwnedFd, trees: &[OwnedFd]) -> Result<(), FsError> {
-    let mut keep = vec![socket.as_raw_fd()];
+pub(crate) fn leave_host(streams: &[&OwnedFd], trees: &[OwnedFd]) -> Result<(), FsError> {
+    let mut keep: Vec<_> = streams.iter().map(|stream| stream.as_raw_fd()).collect();
     keep.extend(trees.iter().map(AsRawFd::as_raw_fd));
     files::keep_only(&keep)?;
     inherited::reset_signals()?;

@@ -1,7 +1,7 @@
 //! The file server of one VM: FUSE messages in, host directories behind.
 //!
 //! ```text
-//! shim ── config, socket, directories ──► caisson-fs: tree ► jail ► filter ► serve
+//! shim ── config, socket, directories ──► caisson-fs: tree ► jail ► ready ► filter ► serve
 //! vmm  ◄═══════ FUSE messages ═══════════►    (one socket, inherited)
 //! ```
 //!
@@ -16,7 +16,8 @@ mod serve;
 mod tree;
 
 use std::{
-    io,
+    fs::File,
+    io::{self, Write},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
@@ -53,12 +54,22 @@ pub unsafe fn run(config: &Config) -> Result<(), FsError> {
     }
     // SAFETY: as the caller says.
     let socket = unsafe { OwnedFd::from_raw_fd(config.socket) };
+    // SAFETY: as the caller says.
+    let ready = unsafe { OwnedFd::from_raw_fd(config.ready) };
     let trees = tree::clone_shares(&config.shares)?;
-    confine::leave_host(&socket, &trees)?;
+    confine::leave_host(&[&socket, &ready], &trees)?;
     tree::become_root(trees)?;
     let server = serve::Server::new()?;
     confine::drop_rights(config.max_open_files)?;
+    tell(ready)?;
     server.run(socket.as_raw_fd())
+}
+
+/// Tells the parent that all is well; whoever has gone meanwhile needs no answer.
+fn tell(ready: OwnedFd) -> Result<(), FsError> {
+    File::from(ready)
+        .write_all(b"\n")
+        .map_err(|source| FsError::Step { step: "tell that the server is ready", source })
 }
 
 fn check(step: &'static str, result: impl Into<i64>) -> Result<(), FsError> {

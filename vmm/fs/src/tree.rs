@@ -27,9 +27,10 @@ pub(crate) fn clone_shares(shares: &[Share]) -> Result<Vec<OwnedFd>, FsError> {
 }
 
 fn clone_share(share: &Share) -> Result<OwnedFd, FsError> {
+    let recursive = if share.recursive { libc::AT_RECURSIVE } else { 0 };
     let flags = libc::OPEN_TREE_CLONE
         | libc::OPEN_TREE_CLOEXEC
-        | (libc::AT_EMPTY_PATH | libc::AT_RECURSIVE) as libc::c_uint;
+        | (libc::AT_EMPTY_PATH | recursive) as libc::c_uint;
     // SAFETY: the string is a constant; the result is owned by nobody else.
     let tree = unsafe { libc::syscall(libc::SYS_open_tree, share.source, c"".as_ptr(), flags) };
     check("copy the mounts at a share", tree)?;

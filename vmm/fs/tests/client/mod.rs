@@ -4,7 +4,7 @@
 use std::{
     ffi::CString,
     fs::File,
-    io::{Seek, Write},
+    io::{Read, Seek, Write},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
         unix::{fs::OpenOptionsExt, process::CommandExt},
@@ -63,14 +63,17 @@ impl Client {
                 File::options().read(true).custom_flags(libc::O_PATH).open(path).unwrap()
             })
             .collect();
+        let (mut ready, confined) = std::io::pipe().unwrap();
         let config = Config {
             socket: theirs.as_raw_fd(),
+            ready: confined.as_raw_fd(),
             shares: sources
                 .iter()
                 .zip(shares)
                 .map(|(source, (_, readonly))| Share {
                     source: source.as_raw_fd(),
                     readonly: *readonly,
+                    recursive: true,
                 })
                 .collect(),
             max_open_files: 1024,
@@ -78,7 +81,7 @@ impl Client {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&serde_json::to_vec(&config).unwrap()).unwrap();
         file.rewind().unwrap();
-        let mut inherited = vec![theirs.as_raw_fd(), file.as_raw_fd()];
+        let mut inherited = vec![theirs.as_raw_fd(), confined.as_raw_fd(), file.as_raw_fd()];
         inherited.extend(sources.iter().map(AsRawFd::as_raw_fd));
         let mut command = Command::new(env!("CARGO_BIN_EXE_caisson-fs"));
         command.args(["--config-fd", &file.as_raw_fd().to_string()]);
@@ -92,6 +95,8 @@ impl Client {
             });
         }
         let server = pid_namespace::spawn(&mut command).unwrap();
+        drop(confined);
+        ready.read_exact(&mut [0]).expect("the server is confined");
         Self { socket, server, unique: 0 }
     }
 
