@@ -29,6 +29,7 @@ pub mod report;
 pub mod rootfs;
 pub mod runtime;
 pub mod server;
+pub mod shares;
 pub mod stamp;
 pub mod stats;
 pub mod stdio;

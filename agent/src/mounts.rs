@@ -14,11 +14,12 @@ use nix::{
 use crate::{
     error::{At, Kind, OsError},
     path::{PathError, Root, by_descriptor, clean},
+    shares::{ShareError, Shares},
     sys,
 };
 
-const KINDS: [&str; 8] =
-    ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "bind"];
+const KINDS: [&str; 9] =
+    ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "bind", "virtiofs"];
 
 const PROPAGATION: u64 = libc::MS_SHARED | libc::MS_PRIVATE | libc::MS_SLAVE | libc::MS_UNBINDABLE;
 const ALLOWED: u64 = libc::MS_RDONLY
@@ -58,6 +59,12 @@ pub enum MountError {
         #[source]
         source: PathError,
     },
+    #[error(
+        "cannot mount a {source_kind} on the {target_kind} {destination:?}: are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type"
+    )]
+    KindsDiffer { source_kind: &'static str, target_kind: &'static str, destination: String },
+    #[error(transparent)]
+    Share(#[from] ShareError),
     #[error(transparent)]
     Os(#[from] OsError),
 }
@@ -66,6 +73,7 @@ impl Kind for MountError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Path { source, .. } => source.kind(),
+            Self::Share(error) => error.kind(),
             Self::Os(error) => error.kind(),
             _ => ErrorKind::InvalidArgument,
         }
@@ -76,8 +84,13 @@ impl Kind for MountError {
 /// make files and directories in them; [`make_readonly`] ends that.
 pub fn mount_all(root: &Root, mounts: &[MountPlan]) -> Result<Vec<OwnedFd>, MountError> {
     let mut still_writable = Vec::new();
+    let is_share = |mount: &MountPlan| mount.fstype == "virtiofs";
+    let shares = mounts.iter().any(is_share).then(Shares::mount).transpose()?;
     for mount in mounts {
-        still_writable.extend(mount_one(root, mount)?);
+        match shares.as_ref().filter(|_| is_share(mount)) {
+            Some(shares) => mount_share(root, mount, shares)?,
+            None => still_writable.extend(mount_one(root, mount)?),
+        }
     }
     Ok(still_writable)
 }
@@ -117,6 +130,14 @@ fn mount_one(root: &Root, plan: &MountPlan) -> Result<Option<OwnedFd>, MountErro
     }
     let late = is_tmpfs && plan.flags & libc::MS_RDONLY != 0;
     Ok(if late { Some(reopen(root, &destination)?) } else { None })
+}
+
+fn mount_share(root: &Root, plan: &MountPlan, shares: &Shares) -> Result<(), MountError> {
+    let destination = clean(&plan.destination);
+    check(plan, &destination)?;
+    let source = shares.open(&plan.source)?;
+    // A node in it would mean a device of this kernel, not of the one that it was made for.
+    bind_from(root, plan, source, &destination, plan.flags & !PROPAGATION | libc::MS_NODEV)
 }
 
 fn check(plan: &MountPlan, destination: &str) -> Result<(), MountError> {
@@ -180,10 +201,19 @@ fn bind(root: &Root, plan: &MountPlan, destination: &str, flags: u64) -> Result<
     let source = root
         .open(&plan.source, OFlag::O_PATH)
         .at(|| format!("open {:?} to bind it on {destination:?}", plan.source))?;
-    let stat = fstat(&source).at(|| format!("examine {:?}", plan.source))?;
-    let is_dir = SFlag::from_bits_truncate(stat.st_mode & libc::S_IFMT) == SFlag::S_IFDIR;
-    let target = if is_dir { root.make_dir(destination) } else { root.make_file(destination) };
-    let target = target.map_err(|source| path_error(plan, source))?;
+    bind_from(root, plan, source, destination, flags)
+}
+
+/// Binds what is open in `source`.
+fn bind_from(
+    root: &Root,
+    plan: &MountPlan,
+    source: OwnedFd,
+    destination: &str,
+    flags: u64,
+) -> Result<(), MountError> {
+    let is_dir = is_directory(&source).at(|| format!("examine {:?}", plan.source))?;
+    let target = bind_target(root, plan, is_dir, destination)?;
     refuse_inside_proc(plan, destination, target.as_fd())?;
     let tree = sys::clone_tree(source.as_fd(), flags & libc::MS_REC != 0)
         .at(|| format!("copy the mount at {:?}", plan.source))?;
@@ -196,6 +226,34 @@ fn bind(root: &Root, plan: &MountPlan, destination: &str, flags: u64) -> Result<
             .at(|| format!("set the options of {destination:?}"))?;
     }
     Ok(())
+}
+
+/// What to bind on, made if missing: a directory for a directory, a file for all else.
+fn bind_target(
+    root: &Root,
+    plan: &MountPlan,
+    is_dir: bool,
+    destination: &str,
+) -> Result<OwnedFd, MountError> {
+    const NAMES: [&str; 2] = ["file", "directory"];
+    let differ = |target_is_dir: bool| MountError::KindsDiffer {
+        source_kind: NAMES[usize::from(is_dir)],
+        target_kind: NAMES[usize::from(target_is_dir)],
+        destination: destination.to_owned(),
+    };
+    let found = root.open(destination, OFlag::O_PATH).ok();
+    let found = found.map(|found| is_directory(&found)).transpose();
+    match found.at(|| format!("examine {destination:?}"))? {
+        Some(target_is_dir) if target_is_dir != is_dir => return Err(differ(target_is_dir)),
+        _ => {}
+    }
+    let made = if is_dir { root.make_dir(destination) } else { root.make_file(destination) };
+    made.map_err(|source| path_error(plan, source))
+}
+
+fn is_directory(fd: &OwnedFd) -> nix::Result<bool> {
+    let mode = fstat(fd)?.st_mode;
+    Ok(SFlag::from_bits_truncate(mode & libc::S_IFMT) == SFlag::S_IFDIR)
 }
 
 /// What lies topmost at `destination` now.

@@ -21,7 +21,8 @@ fuzz_target!(|changes: json::Changes| {
     let _ = exec(&serde_json::to_vec(&process).expect("JSON is plain data"), false, Vec::new());
     let Ok(spec) = serde_json::from_value(spec) else { return };
     let surroundings = Surroundings { ports: StdioPorts::default(), terminal: false, vcpus: 1 };
-    let Ok(plan) = container("c", &spec, surroundings) else { return };
+    let Ok(planned) = container("c", &spec, surroundings) else { return };
+    let plan = planned.container;
     let bytes = serde_json::to_vec(&plan).expect("a plan is plain data");
     assert!(bytes.len() < MAX_FRAME_BYTES);
     assert_eq!(serde_json::from_slice::<ContainerPlan>(&bytes).expect("it is a plan"), plan);
@@ -31,5 +32,7 @@ fuzz_target!(|changes: json::Changes| {
         assert!(mount.destination.starts_with('/'));
         assert!(!mount.destination.split('/').any(|name| name == ".."));
         assert!(mount.fstype == "proc" || !mount.destination.starts_with("/proc/"));
+        let index = mount.source.parse::<usize>();
+        assert!(mount.fstype != "virtiofs" || index.is_ok_and(|i| i < planned.shares.len()));
     }
 });

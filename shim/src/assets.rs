@@ -46,6 +46,10 @@ impl Assets {
         present("the vmm", self.programs.join("caisson-vmm"))
     }
 
+    pub fn file_server(&self) -> Result<PathBuf, AssetError> {
+        present("the file server", self.programs.join("caisson-fs"))
+    }
+
     pub fn shim(&self) -> Result<PathBuf, AssetError> {
         present("the shim", self.programs.join("containerd-shim-caisson-v2"))
     }

@@ -3,7 +3,7 @@
 //! Two implementations: [`crate::vm`] spawns the vmm; the tests' fake serves an agent
 //! over Unix sockets, so that a container's life can be tested without KVM.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{fs::File, io, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use caisson_vmm::config::RateLimit;
@@ -82,6 +82,17 @@ pub struct SandboxSpec {
     pub oom_score_adj: i32,
     /// The images of its block devices, open.
     pub rootfs: Rootfs,
+    pub shares: Vec<Share>,
+}
+
+/// A directory or a file of the host that the guest sees.
+#[derive(Debug)]
+pub struct Share {
+    /// Opened with O_PATH.
+    pub source: File,
+    pub readonly: bool,
+    /// With what is mounted below it.
+    pub recursive: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

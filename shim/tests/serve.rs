@@ -132,7 +132,7 @@ fn a_vm_that_takes_too_much_of_the_host_is_ended_and_told_apart() {
     let client = host.spawn("hungry", "sleep 100");
     let config = host.path("hungry").join("config.json");
     let mut spec: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
-    // On the host 64 MiB more, and some page tables.
+    // On the host 64 MiB more, 128 for the files of its share, and some page tables.
     spec["annotations"] = serde_json::json!({ "io.caisson.memory-mib": "64" });
     spec["process"]["oomScoreAdj"] = 77.into();
     fs::write(&config, spec.to_string()).unwrap();
@@ -149,7 +149,7 @@ fn a_vm_that_takes_too_much_of_the_host_is_ended_and_told_apart() {
     let exit = client.wait(None).unwrap();
     assert_eq!((exit.code, exit.oom_killed), (137, true), "{exit:?}");
     let reason = exit.reason.clone().unwrap();
-    assert!(reason.contains("went over its host memory limit of 128 MiB"), "{reason}");
+    assert!(reason.contains("went over its host memory limit of 256 MiB"), "{reason}");
     assert_eq!(Exit::load(&host.path("hungry")).unwrap(), Some(exit));
     client.delete(None).unwrap();
     client.shutdown(false).unwrap();

@@ -34,6 +34,9 @@ pub const CONTROL_PORT: u32 = 1024;
 /// The first vsock port in the guest that the shim may choose for a process's stream.
 pub const FIRST_STREAM_PORT: u32 = 0x1_0000;
 
+/// The tag of the virtio-fs device that serves the host's directories.
+pub const SHARES_TAG: &str = "shares";
+
 /// The x86 I/O port to which the guest writes one byte to stamp a stage of its boot
 /// ([`BootStage`]). The vmm notes the time of the first write of each stage.
 pub const BOOT_STAMP_PORT: u16 = 0x520;

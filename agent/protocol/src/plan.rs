@@ -150,8 +150,9 @@ pub enum PidNamespace {
 /// A mount of a kernel filesystem or a tmpfs, or a bind within the container.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MountPlan {
-    /// `proc`, `sysfs`, `tmpfs`, `devpts`, `mqueue`, `cgroup2`, `bind`.
+    /// `proc`, `sysfs`, `tmpfs`, `devpts`, `mqueue`, `cgroup2`, `bind`, `virtiofs`.
     pub fstype: String,
+    /// Of a `virtiofs`: which of the host's directories and files, by its index in decimal.
     pub source: String,
     /// Absolute, resolved beneath the root; made if it does not exist.
     pub destination: String,

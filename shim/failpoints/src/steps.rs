@@ -85,6 +85,7 @@ steps! {
     SHIM_VM_LISTEN = "shim.vm.listen", Fails;
     /// The cgroup is made; its limits and the vmm come.
     SHIM_VM_CGROUP = "shim.vm.cgroup", Fails;
+    SHIM_VM_FILE_SERVER = "shim.vm.file_server", Fails;
     SHIM_VM_CONFIG = "shim.vm.config", Fails;
     SHIM_VM_SPAWN = "shim.vm.spawn", Fails;
     /// The vmm runs; the journal does not name it yet.

@@ -10,11 +10,16 @@ use crate::sandbox::VmSize;
 /// which the kernel shrinks before it runs out.
 const OVERHEAD_BYTES: u64 = 64 << 20;
 
+/// Of a file that the guest knows: the kernel's file, name and inode, and the file server's
+/// own note.
+pub(super) const OPEN_FILE_BYTES: u64 = 2 << 10;
+
 /// Page tables, one of the process and one of KVM: each takes 8 bytes for 4 KiB of guest
 /// memory where that is not in huge pages, that is 1/512; the same again for KVM's own lists.
 const PAGE_TABLE_SHARE: u64 = 128;
 
-/// Threads beside the vCPUs: control, block, io, KVM's own worker, and some to spare.
+/// Threads beside the vCPUs: control, block, io, KVM's own worker, four of the file server,
+/// and some to spare.
 const OTHER_THREADS: u64 = 16;
 
 const DEFAULT_PERIOD_USEC: u64 = 100_000;

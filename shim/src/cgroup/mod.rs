@@ -67,6 +67,11 @@ impl CgroupPlan {
         Ok(Self { path, own, limits })
     }
 
+    /// Leaves room for what the host keeps for files that the guest has open or knows.
+    pub fn allow_open_files(&mut self, count: u64) {
+        self.limits.memory_bytes += count * limits::OPEN_FILE_BYTES;
+    }
+
     /// What the container's CPU limits mean for the VM.
     pub fn cpu(&self) -> &CpuLimits {
         &self.limits.cpu

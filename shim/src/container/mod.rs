@@ -40,12 +40,13 @@ use crate::{
     error::Error,
     events::{self, EventSink},
     exit::Exit,
-    plan::{self, HostSize},
+    plan::{self, HostSize, Planned},
     process::{Phase, Process},
     rootfs::Source,
     sandbox::{Cancelled, Launcher, Sandbox, SandboxSpec},
     stages,
     stdio::{OpenStdio, StdioSpec},
+    vm,
 };
 
 /// How long a VM whose agent is lost may take to end by itself.
@@ -95,8 +96,11 @@ impl Container {
         let ports = open.ports(|| next_port.fetch_add(1, Ordering::Relaxed));
         let surroundings =
             plan::Surroundings { ports, terminal: stdio.terminal, vcpus: size.vcpus };
-        let mut plan: ContainerPlan = plan::container(&id, &spec, surroundings)?;
-        let cgroup = CgroupPlan::of(&id, &bundle, &spec, &size)?;
+        let Planned { container: mut plan, shares } = plan::container(&id, &spec, surroundings)?;
+        let mut cgroup = CgroupPlan::of(&id, &bundle, &spec, &size)?;
+        if !shares.is_empty() {
+            cgroup.allow_open_files(vm::max_open_files(size.memory_mib));
+        }
         let seccomp = plan.process.seccomp.clone();
         let rootfs = tokio::select! {
             opened = source.open(&id, &bundle, rootfs) => opened?,
@@ -106,8 +110,15 @@ impl Container {
 
         let oom_score_adj = plan.process.oom_score_adj.unwrap_or(0);
         let bundle_dir = bundle.clone();
-        let spec =
-            SandboxSpec { id: id.clone(), bundle: bundle_dir, size, cgroup, oom_score_adj, rootfs };
+        let spec = SandboxSpec {
+            id: id.clone(),
+            bundle: bundle_dir,
+            size,
+            cgroup,
+            oom_score_adj,
+            rootfs,
+            shares,
+        };
         let sandbox = launcher.launch(spec, cancelled.clone()).await?;
         stages::stamp("shim", "agent_ready");
 

@@ -5,6 +5,7 @@
 //! and nothing on the host has changed by then.
 
 mod annotations;
+mod binds;
 mod devices;
 mod mounts;
 mod namespaces;
@@ -25,6 +26,10 @@ use caisson_agent_protocol::{
     plan::{ProcessPlan, RootfsPlan, StdioPorts},
 };
 use oci_spec::runtime::Spec;
+
+use mounts::Mounts;
+
+use crate::sandbox::Share;
 
 pub use annotations::Annotations;
 pub use process::exec;
@@ -112,19 +117,23 @@ pub struct Surroundings {
     pub vcpus: u8,
 }
 
+/// What a container asks of the guest and of the host.
+#[derive(Debug)]
+pub struct Planned {
+    pub container: ContainerPlan,
+    /// Those of the host's directories and files that its mounts name by index.
+    pub shares: Vec<Share>,
+}
+
 /// The plan of container `id`, its root filesystem's images still to be filled in: those are
 /// opened, or even made, only for a spec that is good.
-pub fn container(
-    id: &str,
-    spec: &Spec,
-    surroundings: Surroundings,
-) -> Result<ContainerPlan, PlanError> {
+pub fn container(id: &str, spec: &Spec, surroundings: Surroundings) -> Result<Planned, PlanError> {
     check_id("the container's id", id)?;
     refuse_whole_sections(spec)?;
     let process = spec.process().as_ref().ok_or_else(|| invalid("process", "is missing"))?;
     let process: ProcessPlan =
         process::container(process, surroundings.terminal, seccomp::of(spec)?)?;
-    let (mounts, files) = mounts::translate(spec)?;
+    let Mounts { mounts, files, shares } = mounts::translate(spec)?;
     let linux = spec.linux().clone().unwrap_or_default();
     let namespaces = namespaces::translate(&linux)?;
     let sysctls = namespaces::sysctls(&linux, &namespaces)?;
@@ -147,7 +156,7 @@ pub fn container(
         resources: resources::create(&resources, surroundings.vcpus)?,
     };
     check_size(&plan)?;
-    Ok(plan)
+    Ok(Planned { container: plan, shares })
 }
 
 /// Checks that a plan can be sent, before there is anybody to send it to.

@@ -1,34 +1,33 @@
-//! Mounts: kernel filesystems as they are, small files by their content.
-//!
-//! A bind mount names a file of the host, and the guest has none of those. The files that
-//! engines generate (`hosts`, `hostname`, `resolv.conf`) are small and travel in the plan;
-//! directories and sockets wait for virtio-fs and are refused by name until then.
+//! Mounts: kernel filesystems as they are; what is the host's is in [`super::binds`].
 
-use std::{
-    fs::{File, OpenOptions},
-    io::Read,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
-    path::Path,
-};
+use std::path::Path;
 
 use caisson_agent_protocol::plan::{FilePlan, MountPlan};
 use oci_spec::runtime::{Mount, Spec};
 
-use super::{PlanError, check_container_path, invalid, unsupported};
-
-/// The largest file that travels in the plan.
-const MAX_FILE_BYTES: u64 = 1 << 20;
+use super::{
+    PlanError,
+    binds::{self, Bind, Shares},
+    check_container_path, invalid, unsupported,
+};
+use crate::sandbox::Share;
 
 /// The longest string that mount(2) takes, without its NUL.
 const MAX_WORD: usize = 4095;
 
-const SHM: &str = "/dev/shm";
+/// All mounts of a container.
+pub(super) struct Mounts {
+    pub(super) mounts: Vec<MountPlan>,
+    pub(super) files: Vec<FilePlan>,
+    pub(super) shares: Vec<Share>,
+}
 
-pub(super) fn translate(spec: &Spec) -> Result<(Vec<MountPlan>, Vec<FilePlan>), PlanError> {
+pub(super) fn translate(spec: &Spec) -> Result<Mounts, PlanError> {
     let (mut mounts, mut files) = (Vec::new(), Vec::new());
+    let mut shares = Shares::default();
     let mut bytes = 0;
     for mount in spec.mounts().iter().flatten() {
-        match Entry::of(mount)? {
+        match Entry::of(mount, &mut shares)? {
             Entry::Mount(mount) => mounts.push(mount),
             Entry::File(file) => {
                 // A short spec can name the same large file over and over.
@@ -40,21 +39,22 @@ pub(super) fn translate(spec: &Spec) -> Result<(Vec<MountPlan>, Vec<FilePlan>), 
             }
         }
     }
-    Ok((mounts, files))
+    Ok(Mounts { mounts, files, shares: shares.into_list() })
 }
 
-enum Entry {
+/// What one mount becomes.
+pub(super) enum Entry {
     Mount(MountPlan),
     File(FilePlan),
 }
 
 impl Entry {
-    fn of(mount: &Mount) -> Result<Self, PlanError> {
+    fn of(mount: &Mount, shares: &mut Shares) -> Result<Self, PlanError> {
         let destination = normal(mount.destination())?;
         let field = format!("the mount on {destination:?}");
         let options = Options::parse(&field, mount.options().as_deref().unwrap_or_default())?;
         let fstype = match mount.typ().as_deref() {
-            _ if options.bind => "bind",
+            _ if options.bind.is_some() => "bind",
             None | Some("" | "none") => {
                 return Err(invalid(field, "has no type"));
             }
@@ -69,7 +69,11 @@ impl Entry {
         };
         check_place(&field, &destination, fstype)?;
         if fstype == "bind" {
-            return bind(field, destination, mount, &options);
+            let source = mount.source().as_ref();
+            let source = source.ok_or_else(|| invalid(&field, "a bind has no source"))?;
+            let recursive = options.bind.unwrap_or(mount.typ().as_deref() == Some("rbind"));
+            let bind = Bind { field, source, destination, flags: options.flags, recursive };
+            return binds::translate(bind, shares);
         }
         // A v1 hierarchy's options (`name=systemd`) mean nothing to cgroup2.
         let data = if fstype == "cgroup2" { String::new() } else { options.data.join(",") };
@@ -136,102 +140,11 @@ fn check_place(field: &str, destination: &str, fstype: &str) -> Result<(), PlanE
     Ok(())
 }
 
-fn bind(
-    field: String,
-    destination: String,
-    mount: &Mount,
-    options: &Options,
-) -> Result<Entry, PlanError> {
-    let source = mount.source().as_ref().ok_or_else(|| invalid(&field, "a bind has no source"))?;
-    if !source.is_absolute() {
-        return Err(invalid(field, format!("its source {} is not absolute", source.display())));
-    }
-    let failed = |source_error| PlanError::Read { path: source.clone(), source: source_error };
-    // Non-blocking, so that a FIFO is looked at and not waited for; a socket cannot be
-    // opened at all.
-    let opened =
-        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(source);
-    let file = match opened {
-        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
-            return Err(needs_virtio_fs(field, "socket", source));
-        }
-        other => other.map_err(failed)?,
-    };
-    let metadata = file.metadata().map_err(failed)?;
-    if metadata.is_dir() && destination == SHM {
-        return Ok(Entry::Mount(shm_like(&file, destination)));
-    }
-    if metadata.is_dir() {
-        return Err(needs_virtio_fs(field, "directory", source));
-    }
-    if !metadata.is_file() {
-        let problem = format!("{} is neither a file nor a directory", source.display());
-        return Err(unsupported(field, problem));
-    }
-    let content = content(&field, source, file)?;
-    Ok(Entry::File(FilePlan {
-        path: destination,
-        mode: metadata.mode() & 0o7777,
-        content,
-        readonly: options.flags & libc::MS_RDONLY != 0,
-    }))
-}
-
-fn needs_virtio_fs(field: String, what: &str, source: &Path) -> PlanError {
-    let problem = format!(
-        "a bind mount of the host {what} {} needs virtio-fs, which this version lacks",
-        source.display()
-    );
-    unsupported(field, problem)
-}
-
-fn content(field: &str, source: &Path, file: File) -> Result<String, PlanError> {
-    let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| PlanError::Read { path: source.to_owned(), source: error })?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        let problem = format!(
-            "a bind mount of the host file {}, which has over {MAX_FILE_BYTES} bytes, needs virtio-fs, which this version lacks",
-            source.display()
-        );
-        return Err(unsupported(field, problem));
-    }
-    String::from_utf8(bytes).map_err(|_| {
-        let problem = format!(
-            "a bind mount of the host file {}, which is not text, needs virtio-fs, which this version lacks",
-            source.display()
-        );
-        unsupported(field, problem)
-    })
-}
-
-/// Docker and CRI hand the container's shared memory over as a tmpfs on the host. What
-/// shares it is in this VM, so the guest gets a tmpfs of that size.
-fn shm_like(directory: &File, destination: String) -> MountPlan {
-    use std::os::fd::AsRawFd;
-    const DEFAULT_BYTES: u64 = 64 << 20;
-    // SAFETY: all-zero bytes are a valid statfs, which is plain numbers.
-    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the descriptor is open and `found` is a valid place to write to.
-    let status = unsafe { libc::fstatfs(directory.as_raw_fd(), &mut found) };
-    let bytes = match found.f_blocks.checked_mul(found.f_bsize.unsigned_abs()) {
-        Some(bytes) if status == 0 && found.f_type == libc::TMPFS_MAGIC && bytes > 0 => bytes,
-        _ => DEFAULT_BYTES,
-    };
-    MountPlan {
-        fstype: "tmpfs".to_owned(),
-        source: "shm".to_owned(),
-        destination,
-        flags: libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC,
-        data: format!("mode=1777,size={bytes}"),
-    }
-}
-
 /// fstab-style options, sorted out.
 #[derive(Default)]
 struct Options {
-    bind: bool,
+    /// A bind mount, and whether with what is mounted below its source.
+    bind: Option<bool>,
     flags: u64,
     data: Vec<String>,
 }
@@ -244,7 +157,8 @@ impl Options {
                 return Err(invalid(field, "an option holds a NUL"));
             }
             match option.as_str() {
-                "bind" | "rbind" => parsed.bind = true,
+                "bind" => parsed.bind = parsed.bind.or(Some(false)),
+                "rbind" => parsed.bind = Some(true),
                 "defaults" | "" => {}
                 // No mount of the guest propagates to or from anywhere.
                 "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave"

@@ -67,6 +67,10 @@ fn surroundings() -> Surroundings {
 }
 
 fn planned(spec: &Value) -> Result<ContainerPlan, PlanError> {
+    planned_with_shares(spec).map(|planned| planned.container)
+}
+
+fn planned_with_shares(spec: &Value) -> Result<Planned, PlanError> {
     container("c", &serde_json::from_value(spec.clone()).unwrap(), surroundings())
 }
 
@@ -160,7 +164,7 @@ fn bound(source: &Path, destination: &str, options: &[&str]) -> Value {
 }
 
 #[test]
-fn small_files_travel_in_the_plan() {
+fn what_engines_generate_travels_in_the_plan() {
     let directory = tempfile::tempdir().unwrap();
     let hosts = directory.path().join("hosts");
     fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
@@ -172,26 +176,76 @@ fn small_files_travel_in_the_plan() {
 }
 
 #[test]
-fn what_needs_virtio_fs_says_so_and_names_itself() {
+fn directories_and_files_become_shares_and_equal_ones_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let (data, file) = (directory.path().join("data"), directory.path().join("hosts"));
+    fs::create_dir(&data).unwrap();
+    fs::write(&file, vec![0xff; (1 << 20) + 1]).unwrap();
+    let bind = |source: &Path, destination: &str, options: &[&str]| json!({ "destination": destination, "type": "bind", "source": source, "options": options });
+    let mounts = json!([
+        bind(&data, "/a", &["rbind", "noexec"]),
+        bind(&data, "/b", &["rbind", "ro"]),
+        bind(&data, "/c/../d", &["rbind", "rro"]),
+        bind(&data, "/e", &["bind", "ro"]),
+        // No engine generates such a one.
+        bind(&file, "/etc/hosts", &["rbind"]),
+    ]);
+    let Planned { container, shares } = planned_with_shares(&with("/mounts", mounts)).unwrap();
+    let share = |index: &str, destination: &str, flags| MountPlan {
+        fstype: "virtiofs".into(),
+        source: index.into(),
+        destination: destination.into(),
+        flags,
+        data: String::new(),
+    };
+    let expected = [
+        share("0", "/a", libc::MS_NOEXEC),
+        share("1", "/b", libc::MS_RDONLY),
+        share("1", "/d", libc::MS_RDONLY),
+        share("2", "/e", libc::MS_RDONLY),
+        share("3", "/etc/hosts", 0),
+    ];
+    assert_eq!(container.mounts, expected);
+    let kinds: Vec<_> = shares.iter().map(|share| (share.readonly, share.recursive)).collect();
+    assert_eq!(kinds, [(false, true), (true, true), (true, false), (false, true)]);
+    assert!(shares[3].source.metadata().unwrap().is_file() && container.files.is_empty());
+}
+
+#[test]
+fn what_of_the_host_cannot_be_shared_is_named_with_the_reason() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
     let _socket = UnixListener::bind(path("socket")).unwrap();
-    fs::write(path("large"), vec![b'x'; (1 << 20) + 1]).unwrap();
-    fs::write(path("binary"), [0xff, 0xfe]).unwrap();
-    fs::create_dir(path("data")).unwrap();
-    for (name, what) in
-        [("socket", "socket"), ("large", "bytes"), ("binary", "not text"), ("data", "directory")]
-    {
-        let error = planned(&bound(&path(name), "/mnt", &["rbind"])).unwrap_err().to_string();
-        let named = path(name).display().to_string();
-        for word in ["virtio-fs", "\"/mnt\"", what, &named] {
-            assert!(error.contains(word), "{error}");
+    let fifo = std::process::Command::new("mkfifo").arg(path("fifo")).status().unwrap();
+    assert!(fifo.success());
+    let device = Path::new("/dev/null");
+    for (source, destination, words) in [
+        (&path("socket"), "/mnt", ["socket", "not in the VM"]),
+        (&path("fifo"), "/mnt", ["FIFO", "not in the VM"]),
+        (&device.to_owned(), "/mnt", ["device", "no devices of the host"]),
+        (&"/proc".into(), "/mnt", ["the host kernel's proc", "read-only"]),
+        (&"/proc/sys/kernel".into(), "/mnt", ["the host kernel's proc", "read-only"]),
+        (&directory.path().to_owned(), "/dev", ["\"/dev\"", "devices of the VM"]),
+        (&path("missing"), "/mnt", ["read", "missing"]),
+    ] {
+        let error = planned(&bound(source, destination, &["rbind"])).unwrap_err().to_string();
+        for word in words {
+            assert!(error.contains(word), "{}: {error}", source.display());
         }
     }
-    let missing = planned(&bound(&path("missing"), "/mnt", &["bind"])).unwrap_err();
-    assert!(missing.to_string().contains("missing"));
-    let device = planned(&bound(Path::new("/dev/null"), "/mnt", &["bind"])).unwrap_err();
-    assert!(device.to_string().contains("neither"));
+    planned(&bound(Path::new("/proc"), "/mnt", &["rbind", "ro"])).unwrap();
+}
+
+#[test]
+fn shares_are_bounded() {
+    let mounts: Vec<_> = (0..300)
+        .map(|n| {
+            let source = format!("/{}", "usr/../".repeat(n));
+            json!({ "destination": "/a", "type": "bind", "source": source, "options": ["rbind"] })
+        })
+        .collect();
+    let error = planned(&with("/mounts", json!(mounts))).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("at most 256"), "{error}");
 }
 
 #[test]
@@ -217,6 +271,7 @@ fn a_terminal_has_a_size() {
         let spec = serde_json::from_value(spec).unwrap();
         container("c", &spec, Surroundings { terminal: true, ..surroundings() })
             .unwrap()
+            .container
             .process
             .terminal
             .unwrap()

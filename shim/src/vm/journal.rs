@@ -34,12 +34,15 @@ pub(super) struct Journal {
     #[serde(default)]
     pub(super) cgroup: Place,
     /// `None` until it is started: then the end of the control socket ends it.
-    pub(super) vmm: Option<VmmProcess>,
+    pub(super) vmm: Option<VmProcess>,
+    /// Written down with the vmm: until then the end of its socket ends it.
+    #[serde(default)]
+    pub(super) file_server: Option<VmProcess>,
 }
 
 /// A process, told apart from a later one with its pid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct VmmProcess {
+pub(super) struct VmProcess {
     pub(super) pid: u32,
     /// Field 22 of `/proc/<pid>/stat`, in clock ticks since boot.
     pub(super) start_time: u64,
@@ -55,7 +58,14 @@ pub struct ReapError {
 
 impl Journal {
     pub(super) fn new(id: &str, uid: Option<u32>) -> Self {
-        Self { version: VERSION, id: id.to_owned(), uid, cgroup: Place::default(), vmm: None }
+        Self {
+            version: VERSION,
+            id: id.to_owned(),
+            uid,
+            cgroup: Place::default(),
+            vmm: None,
+            file_server: None,
+        }
     }
 
     /// Replaces the journal in `bundle`, whole or not at all.
@@ -88,7 +98,7 @@ impl Journal {
     }
 }
 
-impl VmmProcess {
+impl VmProcess {
     pub(super) fn of(pid: u32) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         // The name, in parentheses, may hold anything; field 3 follows the last of them.
@@ -145,7 +155,7 @@ fn await_end(pidfd: &OwnedFd) -> io::Result<()> {
     // SAFETY: `poll` is one valid pollfd.
     match unsafe { libc::poll(&mut poll, 1, timeout) } {
         1 => Ok(()),
-        0 => Err(io::Error::new(io::ErrorKind::TimedOut, "the vmm does not end")),
+        0 => Err(io::Error::new(io::ErrorKind::TimedOut, "it does not end")),
         _ => Err(io::Error::last_os_error()),
     }
 }
@@ -174,6 +184,9 @@ pub fn reap(bundle: &Path) -> Result<(), ReapError> {
         if let Some(vmm) = journal.vmm {
             vmm.kill().map_err(failed("end the vmm that stands in"))?;
         }
+        if let Some(file_server) = journal.file_server {
+            file_server.kill().map_err(failed("end the file server that stands in"))?;
+        }
         cgroup::remove(&journal.cgroup);
     }
     remove_files(bundle);
@@ -182,25 +195,30 @@ pub fn reap(bundle: &Path) -> Result<(), ReapError> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::process::{Child, Command};
 
     use super::*;
 
-    fn sleeper() -> std::process::Child {
+    fn sleeper() -> Child {
         Command::new("sleep").arg("1000").spawn().unwrap()
     }
 
     #[test]
     fn what_a_killed_shim_left_is_ended_and_removed() {
         let bundle = tempfile::tempdir().unwrap();
-        let mut child = sleeper();
-        let vmm = VmmProcess::of(child.id()).unwrap();
-        Journal { vmm: Some(vmm), ..Journal::new("c", Some(7)) }.save(bundle.path()).unwrap();
+        let [mut vmm, mut file_server] = [sleeper(), sleeper()];
+        let noted = |child: &Child| Some(VmProcess::of(child.id()).unwrap());
+        let journal = Journal {
+            vmm: noted(&vmm),
+            file_server: noted(&file_server),
+            ..Journal::new("c", Some(7))
+        };
+        journal.save(bundle.path()).unwrap();
         fs::write(bundle.path().join(VSOCK_SOCKET), "").unwrap();
-        // Its zombie is the parent's to collect; the pidfd tells the end all the same.
-        let waiter = std::thread::spawn(move || child.wait().unwrap());
+        // Their zombies are the parent's to collect; the pidfds tell the end all the same.
+        let waiter = std::thread::spawn(move || [vmm.wait().unwrap(), file_server.wait().unwrap()]);
         reap(bundle.path()).unwrap();
-        assert!(!waiter.join().unwrap().success());
+        assert!(waiter.join().unwrap().iter().all(|status| !status.success()));
         assert_eq!(fs::read_dir(bundle.path()).unwrap().count(), 0);
         reap(bundle.path()).unwrap();
         reap(Path::new("/no/such/bundle")).unwrap();
@@ -210,7 +228,7 @@ mod tests {
     fn another_process_with_the_pid_is_left_alone() {
         let bundle = tempfile::tempdir().unwrap();
         let mut child = sleeper();
-        let vmm = VmmProcess { start_time: 1, ..VmmProcess::of(child.id()).unwrap() };
+        let vmm = VmProcess { start_time: 1, ..VmProcess::of(child.id()).unwrap() };
         Journal { vmm: Some(vmm), ..Journal::new("c", None) }.save(bundle.path()).unwrap();
         reap(bundle.path()).unwrap();
         assert_eq!(child.try_wait().unwrap(), None, "it still runs");

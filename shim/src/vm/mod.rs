@@ -6,12 +6,14 @@
 //!     └─ waits for the agent, or the end, or the deadline
 //! ```
 //!
-//! The supervise task owns the process, its cgroup, user id, sockets and the journal; they
+//! The supervise task owns the processes, their cgroup, user id, sockets and the journal; they
 //! are freed in one place, whatever the reason.
 
 mod boot;
+mod child;
 mod cmdline;
 mod console;
+mod file_server;
 mod journal;
 mod lease;
 mod monitor;
@@ -44,10 +46,12 @@ use crate::{
     stages, unix_path,
 };
 use console::Ring;
-use journal::{Journal, VmmProcess};
+use file_server::Started;
+use journal::{Journal, VmProcess};
 use lease::UidLease;
 use supervise::{Owned, Watched};
 
+pub use file_server::max_open_files;
 pub use journal::{ReapError, reap};
 
 /// The console's log in the bundle.
@@ -79,8 +83,8 @@ impl Launcher for VmLauncher {
         spec: SandboxSpec,
         cancelled: Cancelled,
     ) -> Result<Arc<dyn Sandbox>, LaunchError> {
-        let parts = spawn::Parts::open(&self.assets)?;
-        let (spawned, owned) = self.start(&parts, &spec)?;
+        let parts = spawn::Parts::open(&self.assets, &spec)?;
+        let (spawned, owned, shares_ready) = self.start(&parts, &spec)?;
         let cgroup = owned.cgroup.clone();
         let pid = spawned.child.id();
         stages::stamp("shim", "vmm_spawned");
@@ -102,12 +106,16 @@ impl Launcher for VmLauncher {
             Ok::<_, io::Error>(agent)
         })();
         let agent = started.map_err(failed("watch the vmm"))?;
-        let booted = boot::await_agent(agent, &vm, cancelled).await.and_then(|agent| {
+        let booted = async {
+            let agent = boot::await_agent(agent, &vm, cancelled).await?;
             pass(&steps::SHIM_VM_AGENT_READY);
+            if let Some(ready) = shares_ready {
+                ready.wait().await?;
+            }
             cgroup.limit_cpu(spec.cgroup.cpu()).map_err(no_cgroup)?;
             Ok(agent)
-        });
-        match booted {
+        };
+        match booted.await {
             Ok(agent) => Ok(Arc::new(VmSandbox { agent, pid, bundle: spec.bundle, vm, cgroup })),
             Err(error) => {
                 vm.kill("it did not boot");
@@ -124,10 +132,13 @@ impl VmLauncher {
         &self,
         parts: &spawn::Parts,
         spec: &SandboxSpec,
-    ) -> Result<(spawn::Spawned, Owned), LaunchError> {
+    ) -> Result<(spawn::Spawned, Owned, Option<file_server::Ready>), LaunchError> {
         let lease = if is_root() {
             let lease = UidLease::take(&self.state, &spec.id);
             Some(lease.map_err(failed("take a user id for the VM"))?)
+        } else if parts.file_server.is_some() {
+            let message = "directories of the host are served by a process that only root can confine; run as root, or without them".to_owned();
+            return Err(LaunchError { kind: ErrorKind::Unsupported, message, source: None });
         } else {
             log::warn!("not root: the vmm runs as this user, without its jail");
             None
@@ -140,18 +151,25 @@ impl VmLauncher {
         journal.save(&spec.bundle).map_err(failed("write the VM's journal"))?;
         let listener = listen(&spec.bundle).map_err(failed("listen for the VM's streams"))?;
         let made = Cgroup::create(&host, &spec.cgroup, &journal.cgroup);
-        let entrances = made.and_then(|cgroup| {
-            owned.cgroup = Arc::new(cgroup);
-            owned.cgroup.entrances()
-        });
-        let entrances = entrances.map_err(no_cgroup)?;
+        owned.cgroup = Arc::new(made.map_err(no_cgroup)?);
+        let cgroup = owned.cgroup.clone();
         hit(&steps::SHIM_VM_CGROUP).map_err(failed("make the VM's cgroup"))?;
+        let (mut socket, mut ready) = (None, None);
+        if let Some(program) = &parts.file_server {
+            let entrances = cgroup.entrances().map_err(no_cgroup)?;
+            let started = file_server::start(program, spec, entrances);
+            let started: Started = started.map_err(failed("start the file server"))?;
+            owned.file_server = Some(started.server);
+            (socket, ready) = (Some(started.socket), Some(started.ready));
+        }
         let uid = journal.uid;
-        let mut spawned = spawn::spawn(parts, spec, &listener, uid, entrances)
+        let entrances = cgroup.entrances().map_err(no_cgroup)?;
+        let mut spawned = spawn::spawn(parts, spec, &listener, uid, entrances, socket)
             .map_err(failed("start the vmm"))?;
-        let noted = hit(&steps::SHIM_VM_SPAWNED).and_then(|()| VmmProcess::of(spawned.child.id()));
-        let noted = noted.and_then(|vmm| {
-            journal.vmm = Some(vmm);
+        let noted = hit(&steps::SHIM_VM_SPAWNED).and_then(|()| {
+            journal.vmm = Some(VmProcess::of(spawned.child.id())?);
+            let server = owned.file_server.as_ref();
+            journal.file_server = server.map(|server| VmProcess::of(server.pid())).transpose()?;
             journal.save(&spec.bundle)
         });
         if let Err(error) = noted {
@@ -159,7 +177,7 @@ impl VmLauncher {
             let _ = spawned.child.wait();
             return Err(failed("write the VM's journal")(error));
         }
-        Ok((spawned, owned))
+        Ok((spawned, owned, ready))
     }
 }
 

@@ -3,24 +3,26 @@
 
 use std::{
     fs::File,
-    io::{self, Write},
+    io,
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
-        unix::{
-            net::{UnixListener, UnixStream},
-            process::CommandExt,
-        },
+        fd::{AsRawFd, OwnedFd, RawFd},
+        unix::net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Child,
 };
 
-use caisson_agent_protocol::CONTROL_PORT;
+use caisson_agent_protocol::{CONTROL_PORT, SHARES_TAG};
 use caisson_failpoints::{hit, steps};
 use caisson_jail::pid_namespace;
-use caisson_vmm::config::{BlockConfig, BootPages, HostPort, JailConfig, VmConfig, VsockConfig};
+use caisson_vmm::config::{
+    BlockConfig, BootPages, FsConfig, HostPort, JailConfig, VmConfig, VsockConfig,
+};
 
-use super::{cmdline, console};
+use super::{
+    child::{self, Surroundings},
+    cmdline, console,
+};
 use crate::{
     assets::Assets,
     kind::ErrorKind,
@@ -48,13 +50,15 @@ pub(super) struct Spawned {
 /// What must be there before anything on the host changes.
 pub(super) struct Parts {
     program: PathBuf,
+    /// Where the VM has shares.
+    pub(super) file_server: Option<PathBuf>,
     kvm: File,
     kernel: File,
     initramfs: File,
 }
 
 impl Parts {
-    pub(super) fn open(assets: &Assets) -> Result<Self, LaunchError> {
+    pub(super) fn open(assets: &Assets, spec: &SandboxSpec) -> Result<Self, LaunchError> {
         let asset = |error: crate::assets::AssetError| LaunchError {
             kind: ErrorKind::BootFailed,
             message: "the installation is incomplete".to_owned(),
@@ -62,6 +66,10 @@ impl Parts {
         };
         Ok(Self {
             program: assets.vmm().map_err(asset)?,
+            file_server: match spec.shares.as_slice() {
+                [] => None,
+                _ => Some(assets.file_server().map_err(asset)?),
+            },
             kernel: open(&assets.kernel().map_err(asset)?)?,
             initramfs: open(&assets.initramfs().map_err(asset)?)?,
             kvm: open_kvm()?,
@@ -96,13 +104,15 @@ fn open_kvm() -> Result<File, LaunchError> {
 }
 
 /// Starts the vmm, inside the cgroups behind `entrances`. `uid` is who it becomes; without one
-/// (the shim is not root) it stays who the shim is.
+/// (the shim is not root) it stays who the shim is. `shares` is its end of the file server's
+/// socket.
 pub(super) fn spawn(
     parts: &Parts,
     spec: &SandboxSpec,
     listener: &UnixListener,
     uid: Option<u32>,
     entrances: Vec<File>,
+    shares: Option<OwnedFd>,
 ) -> io::Result<Spawned> {
     let (control, vmm_control) = UnixStream::pair()?;
     let (agent, vmm_agent) = UnixStream::pair()?;
@@ -134,7 +144,9 @@ pub(super) fn spawn(
             listener: listener.as_raw_fd(),
             host_ports: vec![HostPort { port: CONTROL_PORT, socket: vmm_agent.as_raw_fd() }],
         }),
-        fs: None,
+        fs: shares
+            .as_ref()
+            .map(|server| FsConfig { tag: SHARES_TAG.to_owned(), server: server.as_raw_fd() }),
         rng: true,
         balloon: true,
         console: Some(vmm_console.as_raw_fd()),
@@ -146,70 +158,17 @@ pub(super) fn spawn(
             pid_namespace: true,
         }),
     };
-    let memory_file = config_file(&config)?;
-    let mut inherited = named_files(&config);
-    inherited.push(memory_file.as_raw_fd());
-    let mut command = Command::new(&parts.program);
-    command
-        .args(["--config-fd", &memory_file.as_raw_fd().to_string()])
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(vmm_stderr);
-    let score = spec.oom_score_adj.to_string();
-    // SAFETY: between fork and exec the closure only makes calls that are async-signal-safe
-    // and touches memory that was allocated before.
-    unsafe {
-        command.pre_exec(move || {
-            for entrance in &entrances {
-                write_all(entrance.as_raw_fd(), b"0")?;
-            }
-            set_oom_score_adj(&score)?;
-            // Also what the shim itself inherited by somebody's mistake.
-            let (first, last) = (libc::STDERR_FILENO + 1, libc::c_uint::MAX);
-            let flags = libc::CLOSE_RANGE_CLOEXEC as libc::c_int;
-            if libc::close_range(first as libc::c_uint, last, flags) < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            for &fd in &inherited {
-                if libc::fcntl(fd, libc::F_SETFD, 0) < 0 {
-                    return Err(io::Error::last_os_error());
-                }
-            }
-            Ok(())
-        });
-    }
+    hit(&steps::SHIM_VM_CONFIG)?;
+    let config_file = child::config_file(&config)?;
+    let files = named_files(&config);
+    let surroundings = Surroundings { entrances, oom_score_adj: spec.oom_score_adj, files };
+    let mut command = child::command(&parts.program, config_file, vmm_stderr, surroundings);
     hit(&steps::SHIM_VM_SPAWN)?;
     let child = match uid {
         Some(_) => pid_namespace::spawn(&mut command)?,
         None => command.spawn()?,
     };
     Ok(Spawned { child, control, agent, console, stderr })
-}
-
-/// The shim may be one of the last that the kernel would choose; its VM is not. Between fork
-/// and exec.
-fn set_oom_score_adj(score: &str) -> io::Result<()> {
-    // SAFETY: opens a file by a constant path; the descriptor is closed by exec.
-    let file = unsafe {
-        libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC)
-    };
-    if file < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    match write_all(file, score.as_bytes()) {
-        // Only root may become less likely.
-        Err(error) if error.raw_os_error() == Some(libc::EACCES) => Ok(()),
-        written => written,
-    }
-}
-
-/// In one call, as the kernel's own files want it. Between fork and exec.
-fn write_all(file: RawFd, bytes: &[u8]) -> io::Result<()> {
-    // SAFETY: the bytes outlive the call and are as many as said.
-    let written = unsafe { libc::write(file, bytes.as_ptr().cast(), bytes.len()) };
-    if written == bytes.len() as isize { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The files that a config names.
@@ -221,22 +180,8 @@ fn named_files(config: &VmConfig) -> Vec<RawFd> {
         files.push(vsock.listener);
         files.extend(vsock.host_ports.iter().map(|port| port.socket));
     }
+    files.extend(config.fs.iter().map(|fs| fs.server));
     files.extend(config.console);
     files.extend(config.control);
     files
-}
-
-/// The config in a file without a name, at its beginning.
-fn config_file(config: &VmConfig) -> io::Result<File> {
-    hit(&steps::SHIM_VM_CONFIG)?;
-    // SAFETY: the name is a NUL-terminated constant.
-    let fd = unsafe { libc::memfd_create(c"caisson-vm-config".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just made this descriptor for us.
-    let mut file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    file.write_all(&serde_json::to_vec(config)?)?;
-    io::Seek::rewind(&mut file)?;
-    Ok(file)
 }

@@ -1,6 +1,7 @@
 //! One task for each vmm, from its start to the last trace of it.
 
 use std::{
+    convert::Infallible,
     io,
     os::{fd::OwnedFd, unix::process::ExitStatusExt},
     path::PathBuf,
@@ -16,6 +17,7 @@ use tokio::{io::unix::AsyncFd, net::UnixStream, sync::watch, task::JoinHandle, t
 use super::{
     EndWatch,
     console::Ring,
+    file_server::FileServer,
     journal::{self, pidfd_open},
     lease::UidLease,
     monitor::{Monitor, MonitorError},
@@ -37,18 +39,21 @@ pub(super) struct Owned {
     bundle: PathBuf,
     _lease: Option<UidLease>,
     place: Place,
+    pub(super) file_server: Option<FileServer>,
     /// What of the place was made.
     pub(super) cgroup: Arc<Cgroup>,
 }
 
 impl Owned {
     pub(super) fn new(bundle: PathBuf, lease: Option<UidLease>, place: Place) -> Self {
-        Self { bundle, _lease: lease, place, cgroup: Arc::default() }
+        Self { bundle, _lease: lease, place, file_server: None, cgroup: Arc::default() }
     }
 }
 
 impl Drop for Owned {
     fn drop(&mut self) {
+        // A cgroup goes only when nobody is in it.
+        self.file_server = None;
         // The journal last: it tells of the rest.
         cgroup::remove(&self.place);
         journal::remove_files(&self.bundle);
@@ -125,7 +130,11 @@ pub(super) fn start(
     let pidfd = unsafe { AsyncFd::register(pidfd) }?;
     tokio::spawn(async move {
         let mut monitor = Monitor::new(control);
-        let reason = run(&mut monitor, &pidfd, &vm).await;
+        let mut owned = owned;
+        let reason = tokio::select! {
+            reason = run(&mut monitor, &pidfd, &vm) => reason,
+            never = watch_file_server(&mut owned.file_server) => match never {},
+        };
         let status = process.end();
         pass(&steps::SHIM_VM_ENDED);
         // A dead vmm's pipes have ended; what they hold is read first.
@@ -143,6 +152,16 @@ pub(super) fn start(
         vm.end.send_replace(Some(end));
     });
     Ok(())
+}
+
+/// Tells of a file server that ends before its VM.
+async fn watch_file_server(server: &mut Option<FileServer>) -> Infallible {
+    if let Some(running) = server {
+        running.ended().await;
+        running.report_end();
+        *server = None;
+    }
+    std::future::pending().await
 }
 
 /// The child, which is ended and collected however its owner goes.

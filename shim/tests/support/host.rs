@@ -45,6 +45,7 @@ impl Host {
         let linking = PROGRAMS.write().unwrap_or_else(PoisonError::into_inner);
         link_or_copy(&shim, &directory.path().join(SHIM));
         link_or_copy(&examples.join("fake_vmm"), &programs.join("caisson-vmm"));
+        link_or_copy(&examples.join("fake_fs"), &programs.join("caisson-fs"));
         fs::write(files.join("vmlinux"), "kernel").unwrap();
         fs::write(files.join("initramfs.cpio"), "initramfs").unwrap();
         let assets = Assets::at(programs, files);
@@ -100,6 +101,8 @@ impl Host {
         let spec = serde_json::json!({
             "ociVersion": "1.1.0",
             "process": process,
+            "mounts": [{ "destination": "/data", "type": "bind", "source": self.directory.path(),
+                "options": ["rbind", "ro"] }],
             "linux": { "namespaces": [{ "type": "pid" }] },
         });
         fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
@@ -165,7 +168,7 @@ impl Host {
         plan.place(&cgroup::Host::detect().unwrap()).leaves().to_vec()
     }
 
-    /// Shims and vmms of this host that run.
+    /// Shims, vmms and file servers of this host that run.
     pub fn processes(&self) -> Vec<u32> {
         let programs = self.path("bin");
         let pids = fs::read_dir("/proc").unwrap().flatten();
