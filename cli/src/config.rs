@@ -37,6 +37,8 @@ pub struct ContainerConfig {
     pub stop_timeout_secs: Option<u64>,
     pub read_only: bool,
     pub tmpfs: Vec<Tmpfs>,
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
     pub security: Security,
     pub limits: Limits,
     pub sysctls: BTreeMap<String, String>,
@@ -58,6 +60,30 @@ impl From<LogRotation> for Rotation {
     fn from(log: LogRotation) -> Self {
         Self { max_bytes: log.max_bytes, max_files: log.max_files.unwrap_or(1) }
     }
+}
+
+/// What of the host a container sees at a place of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    pub source: MountSource,
+    /// Absolute and clean, in the container.
+    pub target: String,
+    pub readonly: bool,
+    /// The options of `--volume` as given.
+    pub mode: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MountSource {
+    Bind {
+        /// Absolute.
+        path: String,
+        /// With what is mounted below it.
+        recursive: bool,
+        /// Made as a directory if it is missing.
+        create: bool,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

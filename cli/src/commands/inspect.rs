@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{print_line, ps};
 use crate::{
-    config::LogRotation,
+    config::{LogRotation, Mount, MountSource},
     engine::Engine,
     failure::{CommandResult, Failure},
     format::{
@@ -119,6 +119,7 @@ fn container(engine: &Engine, container: &Container) -> Value {
         "LogPath": if config.keeps_logs() { engine.log_path(&container.id).display().to_string() } else { String::new() },
         "HostConfig": {
             "AutoRemove": config.auto_remove,
+            "Binds": config.mounts.iter().filter_map(bind).collect::<Vec<_>>(),
             "CapAdd": config.security.capabilities,
             "CpuShares": limits.cpu_shares.unwrap_or(0),
             "CpusetCpus": limits.cpuset_cpus.clone().unwrap_or_default(),
@@ -156,9 +157,28 @@ fn container(engine: &Engine, container: &Container) -> Value {
             "StopSignal": signal::name(config.stop_signal),
             "StopTimeout": config.stop_timeout_secs,
         },
-        "Mounts": [],
+        "Mounts": config.mounts.iter().map(mount).collect::<Vec<_>>(),
         "NetworkSettings": { "Networks": {} },
     })
+}
+
+fn mount(mount: &Mount) -> Value {
+    let MountSource::Bind { path, .. } = &mount.source;
+    json!({
+        "Type": "bind",
+        "Source": path,
+        "Destination": mount.target,
+        "Mode": mount.mode,
+        "RW": !mount.readonly,
+        "Propagation": "rprivate",
+    })
+}
+
+/// As `--volume` takes it, if it did.
+fn bind(mount: &Mount) -> Option<String> {
+    let MountSource::Bind { path, create: true, .. } = &mount.source else { return None };
+    let mode = if mount.mode.is_empty() { String::new() } else { format!(":{}", mount.mode) };
+    Some(format!("{path}:{}{mode}", mount.target))
 }
 
 /// What comes in a second, and at once after a pause; null if there is no limit.
@@ -222,6 +242,20 @@ mod tests {
                 },
                 ..Limits::default()
             },
+            mounts: vec![
+                Mount {
+                    source: MountSource::Bind { path: "/a".into(), recursive: true, create: true },
+                    target: "/data".into(),
+                    readonly: true,
+                    mode: "ro".into(),
+                },
+                Mount {
+                    source: MountSource::Bind { path: "/b".into(), recursive: true, create: false },
+                    target: "/b".into(),
+                    readonly: false,
+                    mode: String::new(),
+                },
+            ],
             ..ContainerConfig::default()
         };
         let record = Container::sample("ab".repeat(32), "web", State::Exited, Some(config));
@@ -233,6 +267,14 @@ mod tests {
         assert_eq!(host["DiskBandwidth"], json!({ "PerSecond": 4096, "Burst": 8192 }));
         assert_eq!(host["DiskIops"], Value::Null);
         assert_eq!(host["LogConfig"]["Config"], json!({ "max-size": "1048576", "max-file": "3" }));
+        assert_eq!(host["Binds"], json!(["/a:/data:ro"]));
+        let mounted = json!({ "Type": "bind", "Source": "/a", "Destination": "/data", "Mode": "ro",
+            "RW": false, "Propagation": "rprivate" });
+        assert_eq!(told["Mounts"][0], mounted);
+        assert_eq!(
+            (&told["Mounts"][1]["RW"], &told["Mounts"][1]["Mode"]),
+            (&json!(true), &json!(""))
+        );
         assert_eq!(told["Config"]["StopSignal"], "SIGTERM");
         assert_eq!(told["Config"]["Hostname"], "abababababab");
         assert!(

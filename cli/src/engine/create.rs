@@ -32,6 +32,7 @@ impl Engine {
     /// Creates the container; after an error nothing of it is left. Until it is started or
     /// settled its state is `creating`: if this process dies, it goes.
     pub fn create(&mut self, new: NewContainer<'_>) -> Result<Created, EngineError> {
+        self.check_mounts(&new.config)?;
         let id = names::new_id().map_err(EngineError::Random)?;
         let mut config = new.config;
         config.image_id = new.image.id.to_string();

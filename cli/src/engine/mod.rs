@@ -8,6 +8,7 @@ mod create;
 mod finish;
 mod lost;
 mod monitor;
+mod mounts;
 mod pause;
 mod process;
 mod reap;
@@ -57,6 +58,11 @@ pub enum EngineError {
     Attach(#[from] crate::attach::AttachError),
     #[error("{action} {path}")]
     Io { action: &'static str, path: std::path::PathBuf, source: std::io::Error },
+    #[error(
+        "invalid mount config for type \"bind\": bind source path does not exist: {path}; `-v` makes a \
+         directory there"
+    )]
+    NoBindSource { path: String },
     #[error("get random bytes for an id")]
     Random(#[source] std::io::Error),
     #[error("container {name} is not running")]

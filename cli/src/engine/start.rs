@@ -143,8 +143,12 @@ impl Engine {
         let assets = self.assets()?;
         assets.shim()?;
         assets.vmm()?;
+        if !config.mounts.is_empty() {
+            assets.file_server()?;
+        }
         assets.kernel()?;
         assets.initramfs()?;
+        self.make_mounts(config)?;
         let rootfs = self.rootfs(container, config);
         hit(&steps::CLI_START_BUNDLE).map_err(io_error("make", &directory))?;
         bundle::remove(&directory)?;

@@ -87,6 +87,10 @@ pub struct ContainerFlags {
     #[arg(long, value_name = "bytes", allow_hyphen_values = true)]
     pub memory_swap: Option<String>,
 
+    /// Attach a filesystem mount to the container
+    #[arg(long, value_name = "mount")]
+    pub mount: Vec<String>,
+
     /// Assign a name to the container
     #[arg(long, value_name = "string")]
     pub name: Option<String>,
@@ -170,6 +174,10 @@ pub struct ContainerFlags {
     /// Username or UID (format: <name|uid>[:<group|gid>])
     #[arg(short, long, value_name = "string")]
     pub user: Option<String>,
+
+    /// Bind mount a directory or file of the host (HOST:CONTAINER[:ro])
+    #[arg(short, long, value_name = "list")]
+    pub volume: Vec<String>,
 
     /// Working directory inside the container
     #[arg(short, long, value_name = "string")]

@@ -4,6 +4,7 @@ pub mod capabilities;
 pub mod environment;
 pub mod flags;
 pub mod logging;
+pub mod mounts;
 pub mod rates;
 pub mod refused;
 pub mod resolve;

@@ -7,14 +7,15 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 type Row = (&'static str, Option<char>, bool, &'static str);
 
 const NETWORKS: &str = "networks are not part of this version; the container has a loopback only";
-const VOLUMES: &str = "volumes and bind mounts are not part of this version; `--tmpfs` is";
+const VOLUMES: &str =
+    "named volumes are not part of this version; a directory of the host is: `-v DIR:/data`";
 const DEVICES: &str = "a microVM has no devices of the host";
 const NAMESPACES: &str = "the container has its microVM to itself; there is nothing to share";
 const HEALTH: &str = "health checks are not part of this version";
 const BLOCK_LIMITS: &str = "a microVM has no devices of the host; `--disk-bandwidth` and \
                             `--disk-iops` limit its own disks";
 
-const FLAGS: [Row; 46] = [
+const FLAGS: [Row; 44] = [
     ("add-host", None, true, NETWORKS),
     ("dns", None, true, NETWORKS),
     ("dns-option", None, true, NETWORKS),
@@ -28,8 +29,6 @@ const FLAGS: [Row; 46] = [
     ("network-alias", None, true, NETWORKS),
     ("publish", Some('p'), true, NETWORKS),
     ("publish-all", Some('P'), false, NETWORKS),
-    ("mount", None, true, VOLUMES),
-    ("volume", Some('v'), true, VOLUMES),
     ("volume-driver", None, true, VOLUMES),
     ("volumes-from", None, true, VOLUMES),
     ("device", None, true, DEVICES),

@@ -5,12 +5,14 @@ use oci_spec::image::{Config, ImageConfiguration};
 use super::{
     capabilities, environment,
     flags::ContainerFlags,
-    logging, rates, refused,
+    logging,
+    mounts::{self, Mounted},
+    rates, refused,
     signal::{self, InvalidSignal},
     values,
 };
 use crate::{
-    config::{ContainerConfig, Limits, LogDriver, Security},
+    config::{ContainerConfig, Limits, LogDriver, Mount, Security, Tmpfs},
     format::units::{self, UnitError},
 };
 
@@ -32,6 +34,8 @@ pub enum OptionError {
     Capability(#[from] capabilities::UnknownCapability),
     #[error(transparent)]
     Value(#[from] values::ValueError),
+    #[error(transparent)]
+    Mount(#[from] mounts::MountError),
     #[error(transparent)]
     Rate(#[from] rates::RateError),
     #[error(transparent)]
@@ -90,6 +94,7 @@ pub fn resolve(
     let user_env = environment::from_flags(&flags.env_file, &flags.env, caller)?;
     let mut labels = image.labels().clone().unwrap_or_default().into_iter().collect::<Labels>();
     labels.extend(environment::labels(&flags.label_file, &flags.label)?);
+    let (mounts, tmpfs) = mounts_of(flags)?;
     let log_driver = flags.log_driver.unwrap_or(LogDriver::JsonFile);
     let config = ContainerConfig {
         image: image_name.to_owned(),
@@ -108,7 +113,8 @@ pub fn resolve(
         stop_signal: stop_signal(flags, image)?,
         stop_timeout_secs: flags.stop_timeout,
         read_only: flags.read_only,
-        tmpfs: flags.tmpfs.iter().map(|text| values::tmpfs(text)).collect::<Result<_, _>>()?,
+        tmpfs,
+        mounts,
         security: security(flags)?,
         limits: limits(flags)?,
         sysctls: flags.sysctl.iter().map(|text| values::sysctl(text)).collect::<Result<_, _>>()?,
@@ -167,6 +173,22 @@ fn stop_signal(flags: &ContainerFlags, image: &Config) -> Result<i32, OptionErro
         Some(text) if !text.is_empty() => Ok(signal::parse(text)?),
         _ => Ok(nix::libc::SIGTERM),
     }
+}
+
+/// What `--volume`, `--mount` and `--tmpfs` mount, each in a place of its own.
+fn mounts_of(flags: &ContainerFlags) -> Result<(Vec<Mount>, Vec<Tmpfs>), OptionError> {
+    let mut tmpfs: Vec<Tmpfs> =
+        flags.tmpfs.iter().map(|text| values::tmpfs(text)).collect::<Result<_, _>>()?;
+    let mut mounts: Vec<Mount> =
+        flags.volume.iter().map(|text| mounts::volume(text)).collect::<Result<_, _>>()?;
+    for text in &flags.mount {
+        match mounts::mount(text)? {
+            Mounted::Mount(mount) => mounts.push(mount),
+            Mounted::Tmpfs(mount) => tmpfs.push(mount),
+        }
+    }
+    mounts::refuse_duplicates(&mounts, &tmpfs)?;
+    Ok((mounts, tmpfs))
 }
 
 fn security(flags: &ContainerFlags) -> Result<Security, OptionError> {
@@ -410,7 +432,8 @@ mod tests {
             &["--network", "host"],
             &["--restart", "always"],
             &["-p", "80:80"],
-            &["-v", "/a:/b"],
+            &["-v", "/a:b"],
+            &["-v", "/a:/b", "--tmpfs", "/b"],
             &["--stop-signal", "NOPE"],
         ] {
             assert!(merged(bad).is_err(), "{bad:?}");

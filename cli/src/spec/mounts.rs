@@ -1,10 +1,10 @@
-//! `mounts`: the kernel's filesystems, generated files, tmpfs.
+//! `mounts`: the kernel's filesystems, generated files, and what the user mounts.
 
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::config::{ContainerConfig, Tmpfs};
+use crate::config::{ContainerConfig, Mount, MountSource, Tmpfs};
 
 /// Docker's size of `/dev/shm`.
 const DEFAULT_SHM_BYTES: u64 = 64 << 20;
@@ -42,12 +42,29 @@ pub(super) fn build(config: &ContainerConfig, bundle: &Path) -> Vec<Value> {
         let source = bundle.join(name);
         mount(destination, "bind", &source.to_string_lossy(), &["rbind", "rprivate", mode])
     }));
-    mounts.extend(config.tmpfs.iter().map(tmpfs));
+    let mut users: Vec<Value> =
+        config.tmpfs.iter().map(tmpfs).chain(config.mounts.iter().map(bind)).collect();
+    // What lies in another mount comes after it.
+    users.sort_by_key(|mount| destination(mount).matches('/').count());
+    // In the place of one of ours it replaces that.
+    mounts.retain(|ours| users.iter().all(|mount| destination(mount) != destination(ours)));
+    mounts.extend(users);
     mounts
 }
 
 fn mount(destination: &str, fstype: &str, source: &str, options: &[&str]) -> Value {
     json!({ "destination": destination, "type": fstype, "source": source, "options": options })
+}
+
+fn destination(mount: &Value) -> &str {
+    mount["destination"].as_str().unwrap_or_default().trim_end_matches('/')
+}
+
+fn bind(bind: &Mount) -> Value {
+    let MountSource::Bind { path, recursive, .. } = &bind.source;
+    let kind = if *recursive { "rbind" } else { "bind" };
+    let mode = if bind.readonly { "ro" } else { "rw" };
+    mount(&bind.target, "bind", path, &[kind, "rprivate", mode])
 }
 
 /// Docker's defaults hold where the flag does not say otherwise.

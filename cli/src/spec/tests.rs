@@ -1,7 +1,7 @@
 //! A whole spec, field by field, as Docker's daemon would write it.
 
 use super::*;
-use crate::config::{Limits, Security, Tmpfs, Ulimit};
+use crate::config::{Limits, Mount, MountSource, Security, Tmpfs, Ulimit};
 use crate::options::capabilities;
 
 const ID: &str = "a1b2c3d4e5f60718a1b2c3d4e5f60718a1b2c3d4e5f60718a1b2c3d4e5f60718";
@@ -73,6 +73,34 @@ fn every_mount_of_docker_is_there() {
     );
     assert_eq!(mounts[9]["source"], "/run/b/hosts");
     assert!(mounts[3]["options"].as_array().expect("options").contains(&"ro".into()));
+}
+
+#[test]
+fn what_the_user_mounts_comes_last_inner_places_after_outer_ones() {
+    let bind = |path: &str, target: &str, readonly: bool| Mount {
+        source: MountSource::Bind { path: path.into(), recursive: !readonly, create: true },
+        target: target.into(),
+        readonly,
+        mode: String::new(),
+    };
+    let mounts = vec![
+        bind("/a", "/data/in/it", true),
+        bind("/b", "/data", false),
+        bind("/c", "/etc/hosts", true),
+    ];
+    let tmpfs = vec![Tmpfs { path: "/data/in/".into(), options: Vec::new() }];
+    let spec = spec(&ContainerConfig { mounts, tmpfs, ..config() });
+    let places: Vec<_> = spec["mounts"]
+        .as_array()
+        .expect("mounts")
+        .iter()
+        .map(|mount| mount["destination"].as_str().expect("a destination"))
+        .collect();
+    assert_eq!(places[places.len() - 4..], ["/data", "/data/in/", "/etc/hosts", "/data/in/it"]);
+    assert_eq!(places.iter().filter(|&&place| place == "/etc/hosts").count(), 1);
+    let options = |from_last: usize| &spec["mounts"][places.len() - from_last]["options"];
+    assert_eq!(*options(1), json!(["bind", "rprivate", "ro"]));
+    assert_eq!(*options(4), json!(["rbind", "rprivate", "rw"]));
 }
 
 #[test]
