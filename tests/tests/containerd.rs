@@ -23,6 +23,7 @@ fn with_containerd(host: &Host, script: &str) -> Outcome {
         kill $containerd; wait $containerd 2> /dev/null
         pidof containerd-shim-caisson-v2 > /dev/null && {{ echo a shim is left >&2; code=96; }}
         pidof caisson-vmm > /dev/null && {{ echo a vmm is left >&2; code=95; }}
+        pidof caisson-fs > /dev/null && {{ echo a file server is left >&2; code=94; }}
         rm -rf $D/root /run/containerd-test
         exit $code
         "#,
@@ -52,6 +53,22 @@ fn a_container_under_containerd_has_its_own_kernel() {
     with_containerd(host, "ctr run --rm --runtime io.containerd.caisson.v2 $image c2 uname -r")
         .succeeded()
         .printed_something_like("-caisson");
+}
+
+#[test]
+fn a_bundles_bind_mounts_are_the_hosts_directories() {
+    let host = host!();
+    with_containerd(
+        host,
+        "mkdir /run/bound; echo in > /run/bound/file
+         ctr run --rm --runtime io.containerd.caisson.v2 \
+             --mount type=bind,src=/run/bound,dst=/rw,options=rbind:rw \
+             --mount type=bind,src=/run/bound,dst=/ro,options=rbind:ro \
+             $image c4 sh -c 'cat /ro/file; echo out > /rw/file; echo no > /ro/file'
+         echo code $?; cat /run/bound/file; rm -r /run/bound",
+    )
+    .succeeded()
+    .printed("in\ncode 1\nout\n");
 }
 
 #[test]
