@@ -307,7 +307,7 @@ fn a_vmm_that_the_host_kills_for_memory_is_told() {
 fn the_programs_have_no_fail_points() {
     let host = host!();
     let programs = host.program().parent().expect("programs lie in a directory");
-    for name in ["caisson", "caisson-vmm", "containerd-shim-caisson-v2"] {
+    for name in ["caisson", "caisson-fs", "caisson-vmm", "containerd-shim-caisson-v2"] {
         let program = fs::read(programs.join(name)).expect("a staged program");
         let holds = |words: &[u8]| program.windows(words.len()).any(|window| window == words);
         assert!(holds(b"caisson"), "{name}: the search finds nothing at all");

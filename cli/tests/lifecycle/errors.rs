@@ -36,7 +36,8 @@ fn what_cannot_be_done_is_refused_in_words() {
     let host = host!();
     for (args, words) in [
         (&["run", "-p", "80:80", "tools"][..], "networks are not part of this version"),
-        (&["run", "-v", "/a:/b", "tools"], "volumes"),
+        (&["run", "-v", "/a:b", "tools"], "mount path must be absolute"),
+        (&["run", "--mount", "type=bind,src=/no/such,dst=/b", "tools"], "does not exist: /no/such"),
         (&["run", "--network", "host", "tools"], "networks"),
         (&["run", "--pull", "sometimes", "tools"], "must be one of"),
         (&["run", "-m", "1m", "tools"], "minimum memory limit"),

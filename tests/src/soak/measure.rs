@@ -60,7 +60,7 @@ pub(super) fn settled(caisson: &Caisson, baseline: Option<&Measured>) -> Measure
 }
 
 fn measure(caisson: &Caisson) -> Measured {
-    let programs = ["caisson", "containerd-shim-caisson-v2", "caisson-vmm"];
+    let programs = ["caisson", "containerd-shim-caisson-v2", "caisson-vmm", "caisson-fs"];
     let lines = |arguments: &[&str]| {
         caisson.run(arguments).map_or(u64::MAX, |done| done.stdout.lines().count() as u64)
     };
