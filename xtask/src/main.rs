@@ -7,6 +7,7 @@ mod bench;
 mod binaries;
 mod check;
 mod cpio;
+mod emulator;
 mod fuzz;
 mod images;
 mod kernel;

@@ -4,10 +4,12 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 
-use crate::process::run;
+use crate::{emulator, process::run};
 
-/// A package and a file that shows that it is there.
-const NEEDED: &[(&str, &str, &str)] = &[
+/// A package, a file that shows that it is there, and what it is for.
+type Needed = (&'static str, &'static str, &'static str);
+
+const NEEDED: &[Needed] = &[
     // Building
     ("gcc", "/usr/bin/gcc", "links the programs"),
     ("make", "/usr/bin/make", "builds the guest kernel"),
@@ -34,15 +36,20 @@ const NEEDED: &[(&str, &str, &str)] = &[
     ("runc", "/usr/sbin/runc", "containerd's own runtime, to compare with"),
 ];
 
-/// Installs the packages whose file is missing; does nothing, quickly, when none is.
+/// Installs the packages whose file is missing, and a newer QEMU for an old one; does
+/// nothing, quickly, when all is there.
 pub(crate) fn install_missing() -> anyhow::Result<()> {
     let missing: Vec<_> =
         NEEDED.iter().filter(|(_, file, _)| !std::path::Path::new(file).exists()).collect();
-    if missing.is_empty() {
-        return Ok(());
+    if !missing.is_empty() {
+        install(&missing)?;
     }
+    emulator::replace_old()
+}
+
+fn install(missing: &[&Needed]) -> anyhow::Result<()> {
     eprintln!("Debian packages to install:");
-    for (package, _, purpose) in &missing {
+    for (package, _, purpose) in missing {
         eprintln!("  {package:<20} {purpose}");
     }
     if !is_debian() {
@@ -59,7 +66,7 @@ fn is_debian() -> bool {
 }
 
 /// `apt-get`, by sudo for a user who is not root.
-fn apt(arguments: &[&str]) -> Command {
+pub(crate) fn apt(arguments: &[&str]) -> Command {
     let root = is_root();
     let mut command = Command::new(if root { "apt-get" } else { "sudo" });
     if !root {

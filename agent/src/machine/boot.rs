@@ -9,6 +9,7 @@ use nix::{
 };
 
 use super::{
+    kvm::IdleVm,
     modules::{self, ModuleError},
     mounts::{self, MountError},
     power,
@@ -63,6 +64,7 @@ fn run() -> Result<(), BootError> {
     // Each session drops caches (supervisor.rs); the log shall not tell each time.
     let _ = fs::write("/proc/sys/vm/drop_caches", "4");
     loopback().map_err(BootError::Loopback)?;
+    let _kvm = IdleVm::new().inspect_err(|error| eprintln!("caisson-machine: no KVM: {error}"));
     let own: Vec<PathBuf> = vec![arguments.root.clone(), arguments.state];
     Ok(supervisor::run(&HostShare::new(host, own), &arguments.root)?)
 }

@@ -15,6 +15,7 @@
 mod boot;
 mod channel;
 mod child;
+mod kvm;
 mod modules;
 mod mounts;
 mod power;
