@@ -20,6 +20,7 @@ use caisson_agent_protocol::{
     AgentError, BootStage, ErrorKind,
     plan::{ContainerPlan, ProcessPlan},
 };
+use caisson_netlink::Netlink;
 use nix::{
     fcntl::{OFlag, open},
     sys::{
@@ -57,7 +58,8 @@ pub struct Task<'a> {
 
 pub enum Role<'a> {
     /// The container's first process: makes the container.
-    Init { plan: &'a ContainerPlan, devices: &'a RootDevices },
+    /// `network` reaches the VM's interfaces, where the plan has some.
+    Init { plan: &'a ContainerPlan, devices: &'a RootDevices, network: Option<&'a Netlink> },
     /// One more process of the container whose first process `init` (a pidfd) is.
     Exec { init: BorrowedFd<'a> },
 }
@@ -78,7 +80,7 @@ pub fn run(task: &Task<'_>) -> ! {
 fn live(task: &Task<'_>) -> Result<Infallible, AgentError> {
     isolate(task)?;
     let pty = match &task.role {
-        Role::Init { plan, devices } => build(plan, devices)?,
+        Role::Init { plan, devices, network } => build(plan, devices, *network)?,
         Role::Exec { init } => join(*init, task.process)?,
     };
     let identity = user::look_up(&task.process.user)?;
@@ -95,8 +97,9 @@ fn isolate(task: &Task<'_>) -> Result<(), AgentError> {
     let mut keep: Vec<RawFd> = task.ends.raw().into_iter().flatten().collect();
     keep.extend([task.report.as_raw_fd(), task.null.as_raw_fd()]);
     keep.extend(stamp::descriptor());
-    if let Role::Exec { init } = &task.role {
-        keep.push(init.as_raw_fd());
+    match &task.role {
+        Role::Exec { init } => keep.push(init.as_raw_fd()),
+        Role::Init { network, .. } => keep.extend(network.map(Netlink::as_raw_fd)),
     }
     // Before anything else: a copy of another process's pipe would keep it open.
     sys::close_all_but(&mut keep).at(|| "close the agent's descriptors")?;
@@ -114,7 +117,11 @@ fn isolate(task: &Task<'_>) -> Result<(), AgentError> {
 }
 
 /// Makes the container around this process. docs/agent.md gives the order's reasons.
-fn build(plan: &ContainerPlan, devices: &RootDevices) -> Result<Option<Pty>, AgentError> {
+fn build(
+    plan: &ContainerPlan,
+    devices: &RootDevices,
+    network: Option<&Netlink>,
+) -> Result<Option<Pty>, AgentError> {
     if plan.namespaces.cgroup {
         // Not at the fork: the namespace's root is the cgroup that its maker is in.
         sys::unshare(libc::CLONE_NEWCGROUP).at(|| "make a cgroup namespace")?;
@@ -122,7 +129,7 @@ fn build(plan: &ContainerPlan, devices: &RootDevices) -> Result<Option<Pty>, Age
     sys::mount("", "/", "", libc::MS_REC | libc::MS_PRIVATE, "")
         .at(|| "keep mounts to this container")?;
     let root = rootfs::assemble(&plan.rootfs, devices)?;
-    kernel_settings::apply(plan)?;
+    kernel_settings::apply(plan, network)?;
     let still_writable = mounts::mount_all(&root, &plan.mounts)?;
     devices::make_all(&root, &plan.mounts, &plan.devices)?;
     overlays::bind_files(&root, &plan.files)?;

@@ -24,6 +24,7 @@ use crate::{
     child::{self, Role, Task},
     disk::DiskError,
     error::{At, OsError, wire},
+    network,
     process::{Process, State},
     report,
     rootfs::RootDevices,
@@ -52,6 +53,7 @@ impl Runtime {
             PidNamespace::Own => None,
             PidNamespace::Of { container } => Some(self.running_init(container)?),
         };
+        let network = network::outside(&plan.interfaces)?;
         let (devices, extents) = self.acquire(&plan.rootfs)?;
         let cgroup = Cgroup::create(&self.config.cgroup_root, &plan.id, &plan.resources)
             .inspect_err(|_| self.release(&extents))?;
@@ -61,7 +63,7 @@ impl Runtime {
             exec: None,
             process: &plan.process,
             ports: &plan.stdio,
-            role: Role::Init { plan, devices: &devices },
+            role: Role::Init { plan, devices: &devices, network: network.as_ref() },
             namespaces: namespace_flags(plan),
             pid_namespace,
             cgroup: &cgroup,

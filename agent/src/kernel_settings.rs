@@ -1,12 +1,13 @@
-//! Settings of the container's namespaces: host name, loopback, sysctls.
+//! Settings of the container's namespaces: host name, network, sysctls.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use caisson_agent_protocol::{AgentError, ErrorKind, plan::ContainerPlan};
+use caisson_netlink::Netlink;
 
 use crate::{
     error::{At, OsError, os_message, wire},
-    sys,
+    network, sys,
 };
 
 /// Docker's defaults for a network namespace of its own: any user may ping and bind low
@@ -15,8 +16,8 @@ const NETWORK_DEFAULTS: [(&str, &str); 2] =
     [("net.ipv4.ping_group_range", "0 2147483647"), ("net.ipv4.ip_unprivileged_port_start", "0")];
 
 /// Applies the plan's, in the namespaces of the calling process and through the `/proc`
-/// of the agent's, where sysctls are writable.
-pub fn apply(plan: &ContainerPlan) -> Result<(), AgentError> {
+/// of the agent's, where sysctls are writable. `outside` is where the plan's interfaces are.
+pub fn apply(plan: &ContainerPlan, outside: Option<&Netlink>) -> Result<(), AgentError> {
     if let Some(name) = &plan.hostname {
         nix::unistd::sethostname(name).at(|| format!("set the host name to {name:?}"))?;
     }
@@ -29,6 +30,10 @@ pub fn apply(plan: &ContainerPlan) -> Result<(), AgentError> {
             // A kernel without them has nothing to open up.
             let _ = fs::write(sysctl_path(name)?, value);
         }
+    }
+    if let Some(outside) = outside {
+        // Before the sysctls, of which each interface has its own.
+        network::apply(&plan.interfaces, outside)?;
     }
     sysctls(&plan.sysctls)
 }

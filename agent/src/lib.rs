@@ -20,6 +20,7 @@ pub mod lifecycle;
 pub mod log;
 pub mod machine;
 pub mod mounts;
+pub mod network;
 pub mod overlays;
 pub mod path;
 pub mod process;

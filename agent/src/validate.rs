@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use caisson_agent_protocol::{
-    AgentError, ErrorKind, FIRST_STREAM_PORT,
+    AgentError, ErrorKind, FIRST_STREAM_PORT, network,
     plan::{ContainerPlan, Extent, ProcessPlan, StdioPorts},
 };
 
@@ -58,6 +58,10 @@ pub fn container(plan: &ContainerPlan) -> Result<(), AgentError> {
             format!("host or domain name {name:?} is longer than {MAX_HOSTNAME_BYTES} bytes")
         })?;
     }
+    network::check(&plan.interfaces).map_err(|error| invalid(error.to_string()))?;
+    require(plan.interfaces.is_empty() || plan.namespaces.network, || {
+        "network interfaces need a network namespace of the container's own".into()
+    })?;
     process(&plan.process, &plan.stdio)
 }
 

@@ -18,6 +18,7 @@ pub mod event;
 pub mod frame;
 pub mod machine;
 pub mod message;
+pub mod network;
 pub mod plan;
 
 pub use event::{Event, ExitStatus, Ready};
@@ -26,7 +27,7 @@ pub use message::{AgentError, Call, ErrorKind, FromAgent, Outcome, Request, Stat
 pub use plan::ContainerPlan;
 
 /// Version of the messages; the agent states it in [`Ready`], and a shim refuses another.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The vsock port on the host (CID 2) that the agent connects to for control.
 pub const CONTROL_PORT: u32 = 1024;

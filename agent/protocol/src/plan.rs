@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::network::InterfacePlan;
+
 /// The whole plan of one container. Sent once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ContainerPlan {
@@ -14,6 +16,9 @@ pub struct ContainerPlan {
     pub process: ProcessPlan,
     pub stdio: StdioPorts,
     pub namespaces: Namespaces,
+    /// Interfaces of the VM that move into the container's own network namespace, beside its
+    /// `lo`. They come back to the VM with the namespace's end.
+    pub interfaces: Vec<InterfacePlan>,
     pub hostname: Option<String>,
     pub domainname: Option<String>,
     /// In order, after the root filesystem.

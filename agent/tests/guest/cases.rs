@@ -9,6 +9,7 @@ use std::{
 
 use caisson_agent_protocol::{
     Call, ErrorKind, Event, ExitStatus, Outcome,
+    network::{InterfacePlan, MacAddress},
     plan::{
         DeviceKind, DevicePlan, FilePlan, PidNamespace, Rlimit, SeccompProgram, TerminalSize,
         UserPlan,
@@ -68,6 +69,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
         pause_stats_and_pids_work,
         limits_hold,
         out_of_memory_is_told,
+        network_interfaces_that_cannot_be_are_refused,
         many_containers_leave_nothing,
         shutdown_ends_the_agent,
         a_lost_channel_ends_the_agent,
@@ -822,6 +824,32 @@ fn out_of_memory_is_told(world: &World) -> Verdict {
     assert_eq!(ended.status, ExitStatus::Signaled(9));
     assert!(ended.oom_killed);
     assert!(shim.has_event(|event| matches!(event, Event::OutOfMemory { .. })));
+    Done
+}
+
+fn network_interfaces_that_cannot_be_are_refused(world: &World) -> Verdict {
+    let (mut shim, _agent) = world.begin();
+    let mut plan = container(&world.images, "c", process(&["true"]));
+    plan.interfaces = vec![InterfacePlan {
+        mac: MacAddress([2, 0xca, 0, 0, 0, 0x5e]),
+        name: "eth0".into(),
+        mtu: 1500,
+        addresses: vec![],
+        routes: vec![],
+        neighbours: vec![],
+    }];
+    let refused = |shim: &mut Shim, plan: &_| {
+        let error = shim.create(plan).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidArgument, "{error:?}");
+        error.message
+    };
+    let message = refused(&mut shim, &plan);
+    assert!(message.contains("has eth0's MAC address 02:ca:00:00:00:5e"), "{message}");
+    plan.interfaces[0].name = "lo".into();
+    assert!(refused(&mut shim, &plan).starts_with("\"lo\" is no name"));
+    plan.interfaces[0].name = "eth0".into();
+    plan.namespaces.network = false;
+    assert!(refused(&mut shim, &plan).contains("namespace of the container's own"));
     Done
 }
 

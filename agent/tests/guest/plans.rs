@@ -85,6 +85,7 @@ pub fn container(images: &Images, id: &str, process: ProcessPlan) -> ContainerPl
             cgroup: true,
             network: true,
         },
+        interfaces: vec![],
         hostname: Some("box".into()),
         domainname: None,
         mounts: default_mounts(),

@@ -147,6 +147,7 @@ pub fn container(id: &str, spec: &Spec, surroundings: Surroundings) -> Result<Pl
         hostname: uts_name("hostname", spec.hostname(), namespaces.uts)?,
         domainname: uts_name("domainname", spec.domainname(), namespaces.uts)?,
         namespaces,
+        interfaces: Vec::new(),
         mounts,
         files,
         devices: devices::nodes(&linux)?,
