@@ -101,7 +101,7 @@ pub struct NetConfig {
     pub tap: Fd,
     /// The guest's address; frames from another are dropped.
     pub mac: MacAddress,
-    /// 1280..=65535.
+    /// 68..=65535.
     pub mtu: u16,
     /// The addresses that the guest may send from; any if there are none.
     #[serde(default)]

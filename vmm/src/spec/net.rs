@@ -5,8 +5,8 @@ use std::{fs::File, net::IpAddr, ops::RangeInclusive};
 use super::{Files, SpecError, limit, named};
 use crate::config::{MacAddress, NetConfig, RateLimit};
 
-/// From what IPv6 needs to what a length field holds.
-const MTUS: RangeInclusive<u16> = 1280..=u16::MAX;
+/// virtio 1.2 §5.1.4.1: from what IPv4 needs to what a length field holds.
+const MTUS: RangeInclusive<u16> = 68..=u16::MAX;
 /// More have no use in a container, and each costs every frame a comparison.
 const MAX_ADDRESSES: usize = 64;
 

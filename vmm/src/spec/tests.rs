@@ -159,7 +159,7 @@ fn networks_are_of_the_field() {
     };
     with(|_| (), "no tap device");
     with(|net| net.mac.0[0] = 3, "03:00:00:00:00:01 is no single interface's");
-    with(|net| net.mtu = 1279, "an MTU of 1279");
+    with(|net| net.mtu = 67, "an MTU of 67");
     with(|net| net.addresses = vec!["0.0.0.0".parse().unwrap()], "0.0.0.0 to send from");
     with(|net| net.addresses = vec!["10.0.0.1".parse().unwrap(); 65], "65 addresses");
     let rate = crate::config::Rate { per_second: 1, burst: 1 };
