@@ -43,6 +43,8 @@ fn main() {
     let agent = UnixStream::from(take(vsock.host_ports[0].socket));
     let listener = UnixListener::from(take(vsock.listener));
     let mut console = File::from(take(config.console.unwrap()));
+    // They last as long as this process, and no longer.
+    let _taps: Vec<_> = config.net.iter().map(|net| take(net.tap)).collect();
     let ended = Arc::new(Mutex::new(control.try_clone().unwrap()));
     if config.id.starts_with("panic") {
         writeln!(console, "Kernel panic - not syncing: \x1b[31mas asked").unwrap();

@@ -5,8 +5,8 @@ use std::io;
 use caisson_agent_protocol::{AgentError, message};
 
 use crate::{
-    agent_client::CallError, cgroup::CgroupError, kind::ErrorKind, plan::PlanError,
-    rootfs::RootfsError, sandbox::LaunchError, stdio::StdioError,
+    agent_client::CallError, cgroup::CgroupError, kind::ErrorKind, network::NetworkError,
+    plan::PlanError, rootfs::RootfsError, sandbox::LaunchError, stdio::StdioError,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +28,8 @@ pub enum Error {
     Cancelled { id: String },
     #[error(transparent)]
     Plan(#[from] PlanError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
     #[error(transparent)]
@@ -55,6 +57,7 @@ impl Error {
             Self::Cancelled { .. } => ErrorKind::Cancelled,
             Self::Plan(PlanError::Unsupported { .. }) => ErrorKind::Unsupported,
             Self::Plan(_) => ErrorKind::InvalidArgument,
+            Self::Network(error) => error.kind(),
             Self::Rootfs(error) => error.kind(),
             Self::Stdio(StdioError::Invalid { .. }) => ErrorKind::InvalidArgument,
             Self::Stdio(StdioError::Connect { .. }) => ErrorKind::SandboxLost,
@@ -74,18 +77,23 @@ impl Error {
 
     /// The message with every cause behind it, as one line of reasoning.
     pub fn report(&self) -> String {
-        let mut report = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(cause) = source {
-            let text = cause.to_string();
-            if !report.ends_with(&text) {
-                report.push_str(": ");
-                report.push_str(&text);
-            }
-            source = cause.source();
-        }
-        report
+        chain(self)
     }
+}
+
+/// The message of an error with every cause behind it.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut report = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !report.ends_with(&text) {
+            report.push_str(": ");
+            report.push_str(&text);
+        }
+        source = cause.source();
+    }
+    report
 }
 
 fn of_agent(error: &AgentError) -> ErrorKind {

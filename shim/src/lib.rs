@@ -12,6 +12,7 @@ pub mod exit;
 pub mod kind;
 pub mod logger;
 pub mod metrics;
+pub mod network;
 pub mod plan;
 pub mod process;
 pub mod rootfs;

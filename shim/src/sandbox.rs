@@ -13,6 +13,7 @@ use crate::{
     agent_client::AgentClient,
     cgroup::{CgroupError, CgroupPlan, CpuLimits},
     kind::ErrorKind,
+    network::Network,
     rootfs::Rootfs,
 };
 
@@ -83,6 +84,10 @@ pub struct SandboxSpec {
     /// The images of its block devices, open.
     pub rootfs: Rootfs,
     pub shares: Vec<Share>,
+    /// An engine's, whose interfaces become the guest's.
+    pub network: Option<Network>,
+    /// The guest may send from any address, not only from those of its interfaces.
+    pub any_address: bool,
 }
 
 /// A directory or a file of the host that the guest sees.

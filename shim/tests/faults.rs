@@ -40,8 +40,17 @@ fn exec(client: &ShimClient) -> Result<(), ClientError> {
     client.delete(Some("e")).map(drop)
 }
 
-fn steps_of_the_shim() -> impl Iterator<Item = &'static Step> {
-    steps::ALL.iter().filter(|step| step.name.starts_with("shim."))
+/// Those that a life on this host can pass.
+fn steps_of_the_shim(host: &Host) -> impl Iterator<Item = &'static Step> {
+    let networks = [
+        steps::SHIM_NETWORK_READ,
+        steps::SHIM_VM_TAP,
+        steps::SHIM_VM_REDIRECT,
+        steps::SHIM_VM_UNDIRECT,
+    ];
+    let has_network = host.engine.is_some();
+    let of_the_shim = steps::ALL.iter().filter(|step| step.name.starts_with("shim."));
+    of_the_shim.filter(move |step| has_network || !networks.contains(step))
 }
 
 /// How often a life without a fault passes each step.
@@ -61,7 +70,7 @@ fn passes(host: &Host) -> BTreeMap<String, usize> {
 fn every_step_of_the_table_is_passed() {
     let Some(host) = Host::new() else { return };
     let passes = passes(&host);
-    let missed: Vec<_> = steps_of_the_shim()
+    let missed: Vec<_> = steps_of_the_shim(&host)
         .map(|step| step.name)
         .filter(|name| !passes.contains_key(*name))
         .collect();
@@ -73,7 +82,7 @@ fn every_step_fails_once_and_the_next_attempt_succeeds() {
     let Some(host) = Host::new() else { return };
     let passes = passes(&host);
     let times = |step: &Step| passes.get(step.name).map_or(0, |&times| times.min(MAX_TIMES));
-    let cases = cases::of(steps_of_the_shim(), times);
+    let cases = cases::of(steps_of_the_shim(&host), times);
     assert!(cases.len() > 40, "{}", cases.len());
     cases::try_all(&cases, 6, try_case);
 }

@@ -78,6 +78,7 @@ steps! {
     // The shim creates one.
     SHIM_CREATE_RESERVE = "shim.create.reserve", Fails;
     SHIM_CREATE_PLAN = "shim.create.plan", Fails;
+    SHIM_NETWORK_READ = "shim.network.read", Fails;
     SHIM_CREATE_IMAGES = "shim.create.images", Fails;
     SHIM_VM_LEASE = "shim.vm.lease", Fails;
     SHIM_VM_JOURNAL_WRITE = "shim.vm.journal_write", Fails;
@@ -86,6 +87,9 @@ steps! {
     /// The cgroup is made; its limits and the vmm come.
     SHIM_VM_CGROUP = "shim.vm.cgroup", Fails;
     SHIM_VM_FILE_SERVER = "shim.vm.file_server", Fails;
+    SHIM_VM_TAP = "shim.vm.tap", Fails;
+    /// One way of two: the tap is there.
+    SHIM_VM_REDIRECT = "shim.vm.redirect", Fails;
     SHIM_VM_CONFIG = "shim.vm.config", Fails;
     SHIM_VM_SPAWN = "shim.vm.spawn", Fails;
     /// The vmm runs; the journal does not name it yet.
@@ -110,6 +114,7 @@ steps! {
     SHIM_EXIT_RENAME = "shim.exit.rename", Tolerated;
     SHIM_EXIT_RECORDED = "shim.exit.recorded", OnlyDies;
     SHIM_VM_ENDED = "shim.vm.ended", OnlyDies;
+    SHIM_VM_UNDIRECT = "shim.vm.undirect", Tolerated;
     SHIM_VM_REMOVE = "shim.vm.remove", Tolerated;
     SHIM_DELETE_DONE = "shim.delete.done", OnlyDies;
     SHIM_END_SOCKET = "shim.end.socket", Tolerated;

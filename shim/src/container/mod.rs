@@ -40,6 +40,7 @@ use crate::{
     error::Error,
     events::{self, EventSink},
     exit::Exit,
+    network::Network,
     plan::{self, HostSize, Planned},
     process::{Phase, Process},
     rootfs::Source,
@@ -48,6 +49,9 @@ use crate::{
     stdio::{OpenStdio, StdioSpec},
     vm,
 };
+
+/// Who has it may give an interface other addresses (linux/capability.h).
+const CAP_NET_ADMIN: u32 = 12;
 
 /// How long a VM whose agent is lost may take to end by itself.
 const LOST_GRACE: Duration = Duration::from_secs(1);
@@ -94,8 +98,14 @@ impl Container {
         let open = stdio.open()?;
         let next_port = AtomicU32::new(FIRST_STREAM_PORT);
         let ports = open.ports(|| next_port.fetch_add(1, Ordering::Relaxed));
-        let surroundings =
-            plan::Surroundings { ports, terminal: stdio.terminal, vcpus: size.vcpus };
+        let namespace = plan::network_namespace(&spec)?;
+        let network = namespace.map(|path| Network::read(&path)).transpose()?;
+        let surroundings = plan::Surroundings {
+            ports,
+            terminal: stdio.terminal,
+            vcpus: size.vcpus,
+            interfaces: network.iter().flat_map(Network::plans).cloned().collect(),
+        };
         let Planned { container: mut plan, shares } = plan::container(&id, &spec, surroundings)?;
         let mut cgroup = CgroupPlan::of(&id, &bundle, &spec, &size)?;
         if !shares.is_empty() {
@@ -108,16 +118,18 @@ impl Container {
         };
         plan.rootfs = rootfs.plan(plan.rootfs.readonly);
 
+        let any_address = plan.process.capabilities.bounding & (1 << CAP_NET_ADMIN) != 0;
         let oom_score_adj = plan.process.oom_score_adj.unwrap_or(0);
-        let bundle_dir = bundle.clone();
         let spec = SandboxSpec {
             id: id.clone(),
-            bundle: bundle_dir,
+            bundle: bundle.clone(),
             size,
             cgroup,
             oom_score_adj,
             rootfs,
             shares,
+            network,
+            any_address,
         };
         let sandbox = launcher.launch(spec, cancelled.clone()).await?;
         stages::stamp("shim", "agent_ready");

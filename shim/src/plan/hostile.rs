@@ -58,7 +58,12 @@ fn spec() -> Value {
 
 fn planned(spec: &Value) -> Option<Result<ContainerPlan, PlanError>> {
     let spec = serde_json::from_value(spec.clone()).ok()?;
-    let surroundings = Surroundings { ports: StdioPorts::default(), terminal: false, vcpus: 2 };
+    let surroundings = Surroundings {
+        ports: StdioPorts::default(),
+        terminal: false,
+        vcpus: 2,
+        interfaces: vec![],
+    };
     Some(container("c", &spec, surroundings).map(|planned| planned.container))
 }
 

@@ -23,6 +23,7 @@ use std::{
 
 use caisson_agent_protocol::{
     ContainerPlan, MAX_FRAME_BYTES,
+    network::InterfacePlan,
     plan::{ProcessPlan, RootfsPlan, StdioPorts},
 };
 use oci_spec::runtime::Spec;
@@ -115,6 +116,13 @@ pub struct Surroundings {
     /// The Task API's word on the terminal.
     pub terminal: bool,
     pub vcpus: u8,
+    /// What stands in the network namespace of [`network_namespace`].
+    pub interfaces: Vec<InterfacePlan>,
+}
+
+/// The network namespace on the host that the spec names.
+pub fn network_namespace(spec: &Spec) -> Result<Option<PathBuf>, PlanError> {
+    spec.linux().as_ref().map_or(Ok(None), namespaces::network)
 }
 
 /// What a container asks of the guest and of the host.
@@ -147,7 +155,7 @@ pub fn container(id: &str, spec: &Spec, surroundings: Surroundings) -> Result<Pl
         hostname: uts_name("hostname", spec.hostname(), namespaces.uts)?,
         domainname: uts_name("domainname", spec.domainname(), namespaces.uts)?,
         namespaces,
-        interfaces: Vec::new(),
+        interfaces: surroundings.interfaces,
         mounts,
         files,
         devices: devices::nodes(&linux)?,

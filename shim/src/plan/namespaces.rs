@@ -1,6 +1,9 @@
 //! Namespaces and the sysctls that live in them.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use caisson_agent_protocol::plan::{Namespaces, PidNamespace};
 use oci_spec::runtime::{Linux, LinuxNamespaceType};
@@ -25,7 +28,9 @@ pub(super) fn translate(linux: &Linux) -> Result<Namespaces, PlanError> {
             return Err(invalid(field, "stands there twice"));
         }
         seen.push(kind);
-        if let Some(path) = namespace.path() {
+        if let Some(path) =
+            namespace.path().as_ref().filter(|_| kind != LinuxNamespaceType::Network)
+        {
             let problem =
                 format!("{} is a namespace of the host; a VM cannot join it", path.display());
             return Err(unsupported(field, problem));
@@ -50,6 +55,21 @@ pub(super) fn translate(linux: &Linux) -> Result<Namespaces, PlanError> {
         log::info!("the spec wants the host's pid namespace; the container gets its own");
     }
     Ok(namespaces)
+}
+
+/// The network namespace on the host whose interfaces the container gets. Without one it has
+/// the loopback interface and no other.
+pub(super) fn network(linux: &Linux) -> Result<Option<PathBuf>, PlanError> {
+    let namespaces = linux.namespaces().iter().flatten();
+    let mut networks = namespaces.filter(|it| it.typ() == LinuxNamespaceType::Network);
+    let path = networks.next().and_then(|network| network.path().clone());
+    match path {
+        Some(path) if !path.is_absolute() || path == Path::new("/") => {
+            let problem = format!("{path:?} is no absolute path of a namespace");
+            Err(invalid("linux.namespaces, network", problem))
+        }
+        path => Ok(path),
+    }
 }
 
 /// The sysctls, each of which must belong to a namespace of the container's own.

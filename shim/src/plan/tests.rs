@@ -63,7 +63,7 @@ fn base() -> Value {
 }
 
 fn surroundings() -> Surroundings {
-    Surroundings { ports: StdioPorts::default(), terminal: false, vcpus: 2 }
+    Surroundings { ports: StdioPorts::default(), terminal: false, vcpus: 2, interfaces: vec![] }
 }
 
 fn planned(spec: &Value) -> Result<ContainerPlan, PlanError> {
@@ -463,8 +463,8 @@ fn what_a_microvm_cannot_do_is_refused_not_ignored() {
         ("/linux/namespaces", json!([{ "type": "user" }]), "user"),
         (
             "/linux/namespaces",
-            json!([{ "type": "network", "path": "/proc/1/ns/net" }]),
-            "/proc/1/ns/net",
+            json!([{ "type": "uts", "path": "/proc/1/ns/uts" }]),
+            "/proc/1/ns/uts",
         ),
         ("/linux/intelRdt", json!({}), "intelRdt"),
         ("/process/scheduler", json!({ "policy": "SCHED_FIFO" }), "scheduler"),
@@ -575,4 +575,21 @@ fn disks_are_limited_by_annotations() {
         let error = limit(name, value).unwrap_err().to_string();
         assert!(error.contains(message) && error.contains(name), "{error}");
     }
+}
+
+#[test]
+fn a_network_namespace_has_an_absolute_path_or_none() {
+    let of = |namespace: Value| {
+        let spec = with("/linux/namespaces", json!([namespace]));
+        network_namespace(&serde_json::from_value(spec).unwrap())
+    };
+    let path = of(json!({ "type": "network", "path": "/run/netns/x" })).unwrap();
+    assert_eq!(path.unwrap(), Path::new("/run/netns/x"));
+    assert_eq!(of(json!({ "type": "network" })).unwrap(), None);
+    assert_eq!(of(json!({ "type": "pid" })).unwrap(), None);
+    let error = of(json!({ "type": "network", "path": "netns/x" })).unwrap_err().to_string();
+    assert!(
+        error.contains("linux.namespaces, network: \"netns/x\" is no absolute path"),
+        "{error}"
+    );
 }

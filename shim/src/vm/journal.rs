@@ -11,7 +11,10 @@ use std::{
 use caisson_failpoints::{hit, steps};
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::{self, Place};
+use crate::{
+    cgroup::{self, Place},
+    network,
+};
 
 pub(super) const JOURNAL: &str = "sandbox.json";
 pub(super) const VSOCK_SOCKET: &str = "vsock.sock";
@@ -33,6 +36,9 @@ pub(super) struct Journal {
     /// The directories of its cgroup.
     #[serde(default)]
     pub(super) cgroup: Place,
+    /// What leads from its interfaces to its taps.
+    #[serde(default)]
+    pub(super) network: Option<network::Place>,
     /// `None` until it is started: then the end of the control socket ends it.
     pub(super) vmm: Option<VmProcess>,
     /// Written down with the vmm: until then the end of its socket ends it.
@@ -63,6 +69,7 @@ impl Journal {
             id: id.to_owned(),
             uid,
             cgroup: Place::default(),
+            network: None,
             vmm: None,
             file_server: None,
         }
@@ -188,6 +195,11 @@ pub fn reap(bundle: &Path) -> Result<(), ReapError> {
             file_server.kill().map_err(failed("end the file server that stands in"))?;
         }
         cgroup::remove(&journal.cgroup);
+        // The taps have gone with the vmm.
+        if let Some(network) = &journal.network {
+            let removed = network::remove(network).map_err(io::Error::other);
+            removed.map_err(failed("undo the redirects of network interfaces that stand in"))?;
+        }
     }
     remove_files(bundle);
     Ok(())

@@ -21,6 +21,7 @@ mod spawn;
 mod supervise;
 
 use std::{
+    hash::{DefaultHasher, Hash, Hasher},
     io,
     os::unix::net::UnixListener as StdUnixListener,
     path::{Path, PathBuf},
@@ -42,6 +43,7 @@ use crate::{
     assets::Assets,
     cgroup::{self, Cgroup, CgroupError, CpuLimits},
     kind::ErrorKind,
+    network::NetworkError,
     sandbox::{Cancelled, End, LaunchError, Launcher, Sandbox, SandboxSpec},
     stages, unix_path,
 };
@@ -80,11 +82,11 @@ struct VmSandbox {
 impl Launcher for VmLauncher {
     async fn launch(
         &self,
-        spec: SandboxSpec,
+        mut spec: SandboxSpec,
         cancelled: Cancelled,
     ) -> Result<Arc<dyn Sandbox>, LaunchError> {
         let parts = spawn::Parts::open(&self.assets, &spec)?;
-        let (spawned, owned, shares_ready) = self.start(&parts, &spec)?;
+        let (spawned, owned, shares_ready) = self.start(&parts, &mut spec)?;
         let cgroup = owned.cgroup.clone();
         let pid = spawned.child.id();
         stages::stamp("shim", "vmm_spawned");
@@ -131,7 +133,7 @@ impl VmLauncher {
     fn start(
         &self,
         parts: &spawn::Parts,
-        spec: &SandboxSpec,
+        spec: &mut SandboxSpec,
     ) -> Result<(spawn::Spawned, Owned, Option<file_server::Ready>), LaunchError> {
         let lease = if is_root() {
             let lease = UidLease::take(&self.state, &spec.id);
@@ -146,14 +148,20 @@ impl VmLauncher {
         let mut journal = Journal::new(&spec.id, lease.as_ref().map(|lease| lease.uid));
         let host = cgroup::Host::detect().map_err(failed("look for cgroups"))?;
         journal.cgroup = spec.cgroup.place(&host);
+        journal.network = spec.network.as_ref().map(|network| network.place(mark(&spec.bundle)));
         // Dropped on every error from here on, it removes what is there by then.
-        let mut owned = Owned::new(spec.bundle.clone(), lease, journal.cgroup.clone());
+        let mut owned = Owned::new(spec.bundle.clone(), lease, &journal);
         journal.save(&spec.bundle).map_err(failed("write the VM's journal"))?;
         let listener = listen(&spec.bundle).map_err(failed("listen for the VM's streams"))?;
         let made = Cgroup::create(&host, &spec.cgroup, &journal.cgroup);
         owned.cgroup = Arc::new(made.map_err(no_cgroup)?);
         let cgroup = owned.cgroup.clone();
         hit(&steps::SHIM_VM_CGROUP).map_err(failed("make the VM's cgroup"))?;
+        // Neither the namespace nor the taps stay with the shim.
+        let taps = match (spec.network.take(), &journal.network) {
+            (Some(network), Some(place)) => network.connect(place).map_err(no_network)?,
+            _ => Vec::new(),
+        };
         let (mut socket, mut ready) = (None, None);
         if let Some(program) = &parts.file_server {
             let entrances = cgroup.entrances().map_err(no_cgroup)?;
@@ -164,7 +172,7 @@ impl VmLauncher {
         }
         let uid = journal.uid;
         let entrances = cgroup.entrances().map_err(no_cgroup)?;
-        let mut spawned = spawn::spawn(parts, spec, &listener, uid, entrances, socket)
+        let mut spawned = spawn::spawn(parts, spec, &listener, &taps, uid, entrances, socket)
             .map_err(failed("start the vmm"))?;
         let noted = hit(&steps::SHIM_VM_SPAWNED).and_then(|()| {
             journal.vmm = Some(VmProcess::of(spawned.child.id())?);
@@ -189,6 +197,18 @@ fn listen(bundle: &Path) -> io::Result<StdUnixListener> {
 fn is_root() -> bool {
     // SAFETY: takes nothing and cannot fail.
     unsafe { libc::geteuid() == 0 }
+}
+
+/// Bundles are unique on the host; ids only for one engine.
+fn mark(bundle: &Path) -> u16 {
+    let mut hasher = DefaultHasher::new();
+    bundle.hash(&mut hasher);
+    hasher.finish() as u16 | 1
+}
+
+fn no_network(source: NetworkError) -> LaunchError {
+    let message = "give the VM its network".to_owned();
+    LaunchError { kind: source.kind(), message, source: Some(Box::new(source)) }
 }
 
 fn no_cgroup(source: CgroupError) -> LaunchError {

@@ -16,7 +16,8 @@ use caisson_agent_protocol::{CONTROL_PORT, SHARES_TAG};
 use caisson_failpoints::{hit, steps};
 use caisson_jail::pid_namespace;
 use caisson_vmm::config::{
-    BlockConfig, BootPages, FsConfig, HostPort, JailConfig, VmConfig, VsockConfig,
+    BlockConfig, BootPages, FsConfig, HostPort, JailConfig, MacAddress, NetConfig, RateLimit,
+    VmConfig, VsockConfig,
 };
 
 use super::{
@@ -26,6 +27,7 @@ use super::{
 use crate::{
     assets::Assets,
     kind::ErrorKind,
+    network::Tap,
     rootfs::{Image, LAYERS_DEVICE, SCRATCH_DEVICE},
     sandbox::{LaunchError, SandboxSpec},
 };
@@ -110,6 +112,7 @@ pub(super) fn spawn(
     parts: &Parts,
     spec: &SandboxSpec,
     listener: &UnixListener,
+    taps: &[Tap],
     uid: Option<u32>,
     entrances: Vec<File>,
     shares: Option<OwnedFd>,
@@ -138,7 +141,7 @@ pub(super) fn spawn(
         cmdline: cmdline::command_line(),
         block,
         disk_limit: spec.size.disk_limit,
-        net: Vec::new(),
+        net: taps.iter().map(|tap| net(tap, spec.any_address)).collect(),
         vsock: Some(VsockConfig {
             cid: GUEST_CID,
             listener: listener.as_raw_fd(),
@@ -171,11 +174,25 @@ pub(super) fn spawn(
     Ok(Spawned { child, control, agent, console, stderr })
 }
 
+fn net(tap: &Tap, any_address: bool) -> NetConfig {
+    let interface = &tap.interface;
+    let addresses = interface.addresses.iter().map(|subnet| subnet.address);
+    NetConfig {
+        tap: tap.file.as_raw_fd(),
+        mac: MacAddress(interface.mac.0),
+        mtu: u16::try_from(interface.mtu).expect("a checked plan's MTU is 65535 at most"),
+        addresses: if any_address { Vec::new() } else { addresses.collect() },
+        receive_limit: RateLimit::default(),
+        transmit_limit: RateLimit::default(),
+    }
+}
+
 /// The files that a config names.
 fn named_files(config: &VmConfig) -> Vec<RawFd> {
     let mut files = vec![config.kvm, config.kernel];
     files.extend(config.initramfs);
     files.extend(config.block.iter().flat_map(|disk| disk.files.iter().copied()));
+    files.extend(config.net.iter().map(|net| net.tap));
     if let Some(vsock) = &config.vsock {
         files.push(vsock.listener);
         files.extend(vsock.host_ports.iter().map(|port| port.socket));
@@ -184,4 +201,28 @@ fn named_files(config: &VmConfig) -> Vec<RawFd> {
     files.extend(config.console);
     files.extend(config.control);
     files
+}
+
+#[cfg(test)]
+mod tests {
+    use caisson_agent_protocol::network::{self, InterfacePlan, Subnet};
+
+    use super::*;
+
+    #[test]
+    fn a_guest_sends_from_its_own_addresses_unless_it_may_choose_them() {
+        let address = "10.9.0.2".parse().unwrap();
+        let interface = InterfacePlan {
+            mac: network::MacAddress([2, 0, 0, 0, 0, 1]),
+            name: "eth0".into(),
+            mtu: 1500,
+            addresses: vec![Subnet { address, prefix: 24 }],
+            routes: vec![],
+            neighbours: vec![],
+        };
+        let tap = Tap { file: File::open("/dev/null").unwrap(), interface };
+        assert_eq!(net(&tap, false).addresses, [address]);
+        assert!(net(&tap, true).addresses.is_empty());
+        assert_eq!(net(&tap, true).mac.to_string(), "02:00:00:00:00:01");
+    }
 }

@@ -18,12 +18,13 @@ use super::{
     EndWatch,
     console::Ring,
     file_server::FileServer,
-    journal::{self, pidfd_open},
+    journal::{self, Journal, pidfd_open},
     lease::UidLease,
     monitor::{Monitor, MonitorError},
 };
 use crate::{
-    cgroup::{self, Cgroup, OomKill, Place},
+    cgroup::{self, Cgroup, OomKill},
+    network,
     sandbox::End,
     stages,
 };
@@ -38,15 +39,19 @@ const PIPE_GRACE: Duration = Duration::from_millis(500);
 pub(super) struct Owned {
     bundle: PathBuf,
     _lease: Option<UidLease>,
-    place: Place,
+    place: cgroup::Place,
+    network: Option<network::Place>,
     pub(super) file_server: Option<FileServer>,
     /// What of the place was made.
     pub(super) cgroup: Arc<Cgroup>,
 }
 
 impl Owned {
-    pub(super) fn new(bundle: PathBuf, lease: Option<UidLease>, place: Place) -> Self {
-        Self { bundle, _lease: lease, place, file_server: None, cgroup: Arc::default() }
+    /// What the journal of a VM to be announces.
+    pub(super) fn new(bundle: PathBuf, lease: Option<UidLease>, journal: &Journal) -> Self {
+        let (place, network) = (journal.cgroup.clone(), journal.network.clone());
+        let (file_server, cgroup) = Default::default();
+        Self { bundle, _lease: lease, place, network, file_server, cgroup }
     }
 }
 
@@ -54,9 +59,12 @@ impl Drop for Owned {
     fn drop(&mut self) {
         // A cgroup goes only when nobody is in it.
         self.file_server = None;
-        // The journal last: it tells of the rest.
         cgroup::remove(&self.place);
-        journal::remove_files(&self.bundle);
+        // The journal last: it tells of the rest.
+        match self.network.as_ref().map_or(Ok(()), network::remove) {
+            Ok(()) => journal::remove_files(&self.bundle),
+            Err(error) => log::warn!("left to `shim delete`: {}", crate::error::chain(&error)),
+        }
     }
 }
 

@@ -15,6 +15,8 @@ use caisson_shim::{
     sandbox::VmSize,
 };
 
+use super::engine::Engine;
+
 /// The real shim; what bears its usual name is a script that sets its environment.
 const SHIM: &str = "bin/shim";
 
@@ -24,6 +26,8 @@ const SHIM: &str = "bin/shim";
 static PROGRAMS: RwLock<()> = RwLock::new(());
 
 pub struct Host {
+    /// What stands in the bundles' network namespace, where there can be one.
+    pub engine: Option<Engine>,
     directory: tempfile::TempDir,
     assets: Assets,
 }
@@ -49,7 +53,7 @@ impl Host {
         fs::write(files.join("vmlinux"), "kernel").unwrap();
         fs::write(files.join("initramfs.cpio"), "initramfs").unwrap();
         let assets = Assets::at(programs, files);
-        let host = Self { directory, assets };
+        let host = Self { engine: Engine::new(), directory, assets };
         let script = format!(
             "#!/bin/sh\n\
              export CAISSON_ASSETS={lib} CAISSON_BOOT_TIMEOUT=3\n\
@@ -98,12 +102,18 @@ impl Host {
         fs::create_dir_all(&bundle).unwrap();
         let process: serde_json::Value =
             serde_json::from_slice(&super::process_json(script)).unwrap();
+        let mut namespaces = vec![serde_json::json!({ "type": "pid" })];
+        namespaces.extend(
+            self.engine
+                .iter()
+                .map(|it| serde_json::json!({ "type": "network", "path": it.path() })),
+        );
         let spec = serde_json::json!({
             "ociVersion": "1.1.0",
             "process": process,
             "mounts": [{ "destination": "/data", "type": "bind", "source": self.directory.path(),
                 "options": ["rbind", "ro"] }],
-            "linux": { "namespaces": [{ "type": "pid" }] },
+            "linux": { "namespaces": namespaces },
         });
         fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
         bundle
@@ -157,6 +167,7 @@ impl Host {
         left.extend(names(&self.path("shims")).into_iter().filter(|name| name.contains(id)));
         let cgroups = self.cgroups(id).into_iter().filter(|leaf| leaf.exists());
         left.extend(cgroups.map(|leaf| leaf.display().to_string()));
+        left.extend(self.engine.iter().flat_map(Engine::leftovers));
         left
     }
 

@@ -1,6 +1,7 @@
 //! A sandbox without a VM: an agent that runs the plan's processes on this host, behind
 //! the same socket protocol.
 
+pub mod engine;
 mod fake_agent;
 pub mod host;
 
