@@ -5,6 +5,7 @@
 //! programs carry themselves into the machine, so the tests are the same everywhere.
 
 mod bounded;
+pub mod containerd;
 pub mod killed;
 mod leftovers;
 mod outcome;

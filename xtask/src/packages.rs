@@ -34,6 +34,8 @@ const NEEDED: &[Needed] = &[
     ("docker-registry", "/usr/bin/docker-registry", "a registry to push to and pull from"),
     ("skopeo", "/usr/bin/skopeo", "a second opinion on what was pushed"),
     ("runc", "/usr/sbin/runc", "containerd's own runtime, to compare with"),
+    ("containernetworking-plugins", "/usr/lib/cni/bridge", "a network as engines make it"),
+    ("iproute2", "/sbin/tc", "looks at that network from outside"),
 ];
 
 /// Installs the packages whose file is missing, and a newer QEMU for an old one; does
