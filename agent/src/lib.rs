@@ -10,6 +10,7 @@ pub mod channel;
 pub mod child;
 pub mod command;
 pub mod container;
+pub mod copy_up;
 pub mod credentials;
 pub mod device_filter;
 pub mod devices;

@@ -5,13 +5,17 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use caisson_agent_protocol::{ErrorKind, plan::MountPlan};
+use caisson_agent_protocol::{
+    ErrorKind,
+    plan::{COPY_UP, MountPlan},
+};
 use nix::{
     fcntl::OFlag,
     sys::stat::{SFlag, fstat},
 };
 
 use crate::{
+    copy_up::copy_up,
     error::{At, Kind, OsError},
     path::{PathError, Root, by_descriptor, clean},
     shares::{ShareError, Shares},
@@ -63,6 +67,8 @@ pub enum MountError {
         "cannot mount a {source_kind} on the {target_kind} {destination:?}: are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type"
     )]
     KindsDiffer { source_kind: &'static str, target_kind: &'static str, destination: String },
+    #[error("options {data:?} of {destination:?} are not known")]
+    ShareOptions { data: String, destination: String },
     #[error(transparent)]
     Share(#[from] ShareError),
     #[error(transparent)]
@@ -136,6 +142,11 @@ fn mount_share(root: &Root, plan: &MountPlan, shares: &Shares) -> Result<(), Mou
     let destination = clean(&plan.destination);
     check(plan, &destination)?;
     let source = shares.open(&plan.source)?;
+    match plan.data.as_str() {
+        COPY_UP => copy_up(root, &destination, &source)?,
+        "" => {}
+        _ => return Err(MountError::ShareOptions { data: plan.data.clone(), destination }),
+    }
     // A node in it would mean a device of this kernel, not of the one that it was made for.
     bind_from(root, plan, source, &destination, plan.flags & !PROPAGATION | libc::MS_NODEV)
 }

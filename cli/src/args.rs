@@ -119,7 +119,6 @@ fn later(command: &str) -> Option<&'static str> {
             "building images is not part of this version; `caisson load` takes what others build"
         }
         "network" | "port" => "networks are not part of this version",
-        "volume" => "volumes are not part of this version",
         "compose" | "swarm" | "service" | "stack" | "node" => "it is not part of this version",
         _ => return None,
     })
@@ -168,7 +167,10 @@ mod tests {
             (&["caisson", "run", "--nope", "x"][..], "unknown flag: --nope"),
             (&["caisson", "run", "-Z", "x"], "unknown shorthand flag: -Z"),
             (&["caisson", "rum"], "unknown command: caisson rum; did you mean run?"),
-            (&["caisson", "volume", "ls"], "caisson volume: volumes are not part of this version"),
+            (
+                &["caisson", "network", "ls"],
+                "caisson network: networks are not part of this version",
+            ),
             (&["caisson", "run", "--name"], "flag needs an argument: --name"),
             (&["caisson", "--accel", "hvf", "ps"], "invalid argument \"hvf\" for --accel"),
             (&["caisson", "run"], "missing argument: IMAGE"),

@@ -69,8 +69,8 @@ pub struct Mount {
     /// Absolute and clean, in the container.
     pub target: String,
     pub readonly: bool,
-    /// The options of `--volume` as given.
-    pub mode: String,
+    /// The options of `--volume` as given; of no other.
+    pub mode: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +83,14 @@ pub enum MountSource {
         recursive: bool,
         /// Made as a directory if it is missing.
         create: bool,
+    },
+    Volume {
+        /// Not empty once the container is created.
+        name: String,
+        /// Nobody has named it, and it may go with the container.
+        anonymous: bool,
+        /// An empty one gets what the image has in its place.
+        copy: bool,
     },
 }
 

@@ -122,6 +122,11 @@ impl Globals {
         self.root.join("containers").join(id)
     }
 
+    /// The directory of all volumes.
+    pub fn volumes_dir(&self) -> PathBuf {
+        self.root.join("volumes")
+    }
+
     /// The OCI bundle of one container.
     pub fn bundle_dir(&self, id: &str) -> PathBuf {
         self.state.join("bundles").join(id)

@@ -15,6 +15,7 @@ pub mod names;
 pub mod options;
 pub mod records;
 pub mod spec;
+pub mod volumes;
 
 use std::process::ExitCode;
 

@@ -116,3 +116,22 @@ fn a_killed_file_server_fails_the_guests_files_and_nothing_else() {
     host.caisson(["rm", "-f", "served"]).succeeded();
     leftovers.none(host);
 }
+
+#[test]
+fn a_volume_begins_with_the_images_content_and_is_kept() {
+    let host = host!();
+    let write = "echo mine > /etc/mine; chown 7:8 /etc/mine; test -s /etc/passwd; ls -ld /etc";
+    let first = host.caisson(["run", "--rm", "-v", "conf:/etc", "busybox", "sh", "-c", write]);
+    let plain = host.caisson(["run", "--rm", "busybox", "ls", "-ld", "/etc"]).succeeded();
+    let owner_and_mode = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        [words[0], words[2], words[3]].join(" ")
+    };
+    assert_eq!(owner_and_mode(&first.succeeded().stdout), owner_and_mode(&plain.stdout));
+    let read = "cat /kept/mine; stat -c %u:%g /kept/mine; cmp /kept/passwd /etc/passwd
+        echo x 2>/dev/null > /kept/mine || echo read-only";
+    host.caisson(["run", "--rm", "-v", "conf:/kept:ro", "busybox", "sh", "-c", read])
+        .succeeded()
+        .printed("mine\n7:8\nread-only\n");
+    host.caisson(["volume", "rm", "conf"]).succeeded().printed("conf\n");
+}

@@ -163,9 +163,13 @@ pub struct MountPlan {
     pub destination: String,
     /// `MS_*` flags to set.
     pub flags: u64,
-    /// The filesystem's own options, comma-separated.
+    /// The filesystem's own options, comma-separated. Of a `virtiofs`: nothing or [`COPY_UP`].
     pub data: String,
 }
+
+/// The option of a `virtiofs` whose directory, if it is empty, gets what the image has at the
+/// destination.
+pub const COPY_UP: &str = "copyup";
 
 /// A file with this content at `path`, not writable past its own tmpfs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

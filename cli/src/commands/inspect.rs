@@ -19,6 +19,7 @@ use crate::{
     globals::Globals,
     options::signal,
     records::{Container, RecordError, State},
+    volumes,
 };
 
 #[derive(Args, Clone, Debug)]
@@ -27,7 +28,7 @@ pub struct InspectArgs {
     #[arg(short, long, value_name = "string")]
     pub format: Option<String>,
 
-    /// Only inspect objects of the given type (container|image)
+    /// Only inspect objects of the given type (container|image|volume)
     #[arg(long = "type", value_name = "string", hide_possible_values = true)]
     pub kind: Option<Kind>,
 
@@ -39,6 +40,7 @@ pub struct InspectArgs {
 pub enum Kind {
     Container,
     Image,
+    Volume,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +65,7 @@ pub(super) fn inspect(globals: &Globals, args: &InspectArgs) -> CommandResult {
     if failed { Err(Failure::quiet(1)) } else { Ok(ExitCode::SUCCESS) }
 }
 
-fn print(found: &[Value], format: &Format) -> Result<(), Failure> {
+pub(super) fn print(found: &[Value], format: &Format) -> Result<(), Failure> {
     let filled = |template: &Template| {
         found.iter().try_for_each(|object| print_line(&template.fill(object)?))
     };
@@ -75,6 +77,9 @@ fn print(found: &[Value], format: &Format) -> Result<(), Failure> {
 }
 
 fn look_up(engine: &Engine, name: &str, kind: Option<Kind>) -> Result<Value, Failure> {
+    if kind == Some(Kind::Volume) {
+        return volume(engine, name);
+    }
     if kind != Some(Kind::Image) {
         match engine.records.find(name) {
             Ok(found) => return Ok(container(engine, &found)),
@@ -85,10 +90,15 @@ fn look_up(engine: &Engine, name: &str, kind: Option<Kind>) -> Result<Value, Fai
     match engine.store.resolve(name) {
         Ok(found) => Ok(image(&found)),
         Err(caisson_rootfs::StoreError::NotFound { .. }) if kind.is_none() => {
-            Err(NoSuchObject(name.to_owned()).into())
+            volume(engine, name).map_err(|_| NoSuchObject(name.to_owned()).into())
         }
         Err(error) => Err(error.into()),
     }
+}
+
+fn volume(engine: &Engine, name: &str) -> Result<Value, Failure> {
+    let volumes = engine.volumes()?;
+    Ok(super::volume::described(&volumes, &volumes.find(name)?))
 }
 
 /// In the shape of Docker's, as far as it applies.
@@ -157,28 +167,42 @@ fn container(engine: &Engine, container: &Container) -> Value {
             "StopSignal": signal::name(config.stop_signal),
             "StopTimeout": config.stop_timeout_secs,
         },
-        "Mounts": config.mounts.iter().map(mount).collect::<Vec<_>>(),
+        "Mounts": config.mounts.iter().map(|mounted| mount(engine, mounted)).collect::<Vec<_>>(),
         "NetworkSettings": { "Networks": {} },
     })
 }
 
-fn mount(mount: &Mount) -> Value {
-    let MountSource::Bind { path, .. } = &mount.source;
-    json!({
-        "Type": "bind",
-        "Source": path,
+fn mount(engine: &Engine, mount: &Mount) -> Value {
+    let mut told = json!({
         "Destination": mount.target,
-        "Mode": mount.mode,
+        "Mode": mount.mode.clone().unwrap_or_default(),
         "RW": !mount.readonly,
-        "Propagation": "rprivate",
-    })
+    });
+    let (kind, source, propagation) = match &mount.source {
+        MountSource::Bind { path, .. } => ("bind", path.clone(), "rprivate"),
+        MountSource::Volume { name, .. } => {
+            told["Name"] = json!(name);
+            told["Driver"] = json!("local");
+            let data = volumes::data(&engine.globals.volumes_dir(), name);
+            ("volume", data.display().to_string(), "")
+        }
+    };
+    told["Type"] = json!(kind);
+    told["Source"] = json!(source);
+    told["Propagation"] = json!(propagation);
+    told
 }
 
 /// As `--volume` takes it, if it did.
 fn bind(mount: &Mount) -> Option<String> {
-    let MountSource::Bind { path, create: true, .. } = &mount.source else { return None };
-    let mode = if mount.mode.is_empty() { String::new() } else { format!(":{}", mount.mode) };
-    Some(format!("{path}:{}{mode}", mount.target))
+    let source = match &mount.source {
+        MountSource::Bind { path, .. } => path,
+        MountSource::Volume { anonymous: true, .. } => return None,
+        MountSource::Volume { name, .. } => name,
+    };
+    let mode = mount.mode.as_ref()?;
+    let mode = if mode.is_empty() { String::new() } else { format!(":{mode}") };
+    Some(format!("{source}:{}{mode}", mount.target))
 }
 
 /// What comes in a second, and at once after a pause; null if there is no limit.
@@ -247,13 +271,23 @@ mod tests {
                     source: MountSource::Bind { path: "/a".into(), recursive: true, create: true },
                     target: "/data".into(),
                     readonly: true,
-                    mode: "ro".into(),
+                    mode: Some("ro".into()),
                 },
                 Mount {
                     source: MountSource::Bind { path: "/b".into(), recursive: true, create: false },
                     target: "/b".into(),
                     readonly: false,
-                    mode: String::new(),
+                    mode: None,
+                },
+                Mount {
+                    source: MountSource::Volume {
+                        name: "data".into(),
+                        anonymous: false,
+                        copy: true,
+                    },
+                    target: "/v".into(),
+                    readonly: false,
+                    mode: Some(String::new()),
                 },
             ],
             ..ContainerConfig::default()
@@ -267,7 +301,7 @@ mod tests {
         assert_eq!(host["DiskBandwidth"], json!({ "PerSecond": 4096, "Burst": 8192 }));
         assert_eq!(host["DiskIops"], Value::Null);
         assert_eq!(host["LogConfig"]["Config"], json!({ "max-size": "1048576", "max-file": "3" }));
-        assert_eq!(host["Binds"], json!(["/a:/data:ro"]));
+        assert_eq!(host["Binds"], json!(["/a:/data:ro", "data:/v"]));
         let mounted = json!({ "Type": "bind", "Source": "/a", "Destination": "/data", "Mode": "ro",
             "RW": false, "Propagation": "rprivate" });
         assert_eq!(told["Mounts"][0], mounted);

@@ -38,6 +38,7 @@ mod stats;
 mod stop;
 mod tag;
 mod version;
+mod volume;
 mod wait;
 
 use std::process::ExitCode;
@@ -161,6 +162,9 @@ pub enum Command {
     /// Show the Caisson version information
     #[command(override_usage = "caisson version [OPTIONS]")]
     Version(version::VersionArgs),
+    /// Manage volumes
+    #[command(override_usage = "caisson volume COMMAND")]
+    Volume(volume::VolumeArgs),
     /// Block until one or more containers stop, then print their exit codes
     #[command(override_usage = "caisson wait CONTAINER [CONTAINER...]")]
     Wait(wait::WaitArgs),
@@ -272,6 +276,7 @@ fn here(globals: &Globals, command: Command) -> CommandResult {
         Command::Tag(args) => tag::tag(globals, &args),
         Command::Unpause(args) => pause::unpause(globals, &args),
         Command::Version(args) => version::version(&args),
+        Command::Volume(args) => volume::volume(globals, args),
         Command::Wait(args) => wait::wait(globals, &args),
     }
 }
@@ -300,6 +305,9 @@ impl Command {
                 command: ContainerCommand::Prune(args),
             }) => !args.force,
             Self::Image(image::ImageArgs { command: ImageCommand::Prune(args) }) => !args.force,
+            Self::Volume(volume::VolumeArgs { command: volume::VolumeCommand::Prune(args) }) => {
+                !args.force
+            }
             Self::Exec(args) => args.interactive,
             Self::Import(args) => args.file == "-",
             Self::Load(args) => args.input.is_none(),

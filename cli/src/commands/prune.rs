@@ -1,6 +1,7 @@
-//! `container prune` and `image prune`: removes what nobody uses.
+//! `container prune`, `image prune` and `volume prune`: removes what nobody uses.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{self, BufRead, Write},
     os::unix::fs::MetadataExt,
@@ -13,14 +14,15 @@ use clap::Args;
 
 use super::print_line;
 use crate::{
-    engine::Engine,
+    engine::{Engine, EngineError, RemovedVolumes},
     failure::{CommandResult, Failure},
     format::{
         moment::{self, InvalidTime},
         units::{self, UnixNanos},
     },
     globals::Globals,
-    records::{Container, State},
+    records::State,
+    volumes::VolumeError,
 };
 
 #[derive(Args, Clone, Debug)]
@@ -41,6 +43,21 @@ pub(super) struct ImagePruneArgs {
     all: bool,
 
     /// Provide filter values (e.g. "until=<timestamp>")
+    #[arg(long, value_name = "filter")]
+    filter: Vec<String>,
+
+    /// Do not prompt for confirmation
+    #[arg(short, long)]
+    pub(super) force: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(super) struct VolumePruneArgs {
+    /// Remove all unused volumes, not just anonymous ones
+    #[arg(short, long)]
+    all: bool,
+
+    /// Provide filter values (e.g. "label=<label>")
     #[arg(long, value_name = "filter")]
     filter: Vec<String>,
 
@@ -87,9 +104,11 @@ pub(super) fn containers(globals: &Globals, args: &ContainerPruneArgs) -> Comman
     let mut freed_bytes = 0;
     for container in engine.records.all()? {
         let stopped = matches!(container.state, State::Created | State::Exited);
-        if stopped && filters.iter().all(|filter| filter.selects(&container)) {
+        let labels = container.config.as_ref().map(|config| config.labels.clone());
+        let labels = labels.unwrap_or_default();
+        if stopped && filters.iter().all(|filter| filter.selects(container.created, &labels)) {
             let bytes = allocated_bytes(&engine.globals.container_dir(&container.id));
-            engine.remove(&container, false)?;
+            engine.remove(&container, false, RemovedVolumes::Keep)?;
             freed_bytes += bytes;
             deleted.print(&container.id)?;
         }
@@ -129,6 +148,48 @@ pub(super) fn images(globals: &Globals, args: &ImagePruneArgs) -> CommandResult 
     deleted.reclaimed(engine.store.gc()?.bytes)
 }
 
+pub(super) fn volumes(globals: &Globals, args: &VolumePruneArgs) -> CommandResult {
+    let mut all = args.all;
+    let mut filters = Vec::new();
+    for text in &args.filter {
+        match text.as_str() {
+            "all=true" | "all=1" => all = true,
+            "all=false" | "all=0" => all = false,
+            _ => match Filter::parse(text, units::now())? {
+                Some(filter @ Filter::Label { .. }) => filters.push(filter),
+                _ => return Err(unknown_filter(text, "all=, label= and label!=").into()),
+            },
+        }
+    }
+    confirm(
+        args.force,
+        match all {
+            true => "This will remove all volumes not used by at least one container.",
+            false => "This will remove anonymous volumes not used by at least one container.",
+        },
+    )?;
+    let engine = Engine::open(globals)?;
+    let mut deleted = Deleted::new("Deleted Volumes:");
+    let mut freed_bytes = 0;
+    let volumes = engine.volumes()?;
+    for volume in volumes.all()? {
+        let selected = filters.iter().all(|filter| filter.selects(volume.created, &volume.labels));
+        if !selected || !(all || volume.anonymous) {
+            continue;
+        }
+        let bytes = allocated_bytes(&volumes.data(&volume.name));
+        match engine.remove_volume(&volume.name) {
+            Err(EngineError::Volume(VolumeError::InUse { .. } | VolumeError::NotFound(_))) => {}
+            other => {
+                other?;
+                freed_bytes += bytes;
+                deleted.print(&volume.name)?;
+            }
+        }
+    }
+    deleted.reclaimed(freed_bytes)
+}
+
 fn unknown_filter(text: &str, known: &'static str) -> PruneError {
     PruneError::UnknownFilter { text: text.to_owned(), known }
 }
@@ -161,12 +222,12 @@ impl Filter {
         })
     }
 
-    fn selects(&self, container: &Container) -> bool {
+    /// Of what was made at this time and has these labels.
+    fn selects(&self, created: UnixNanos, labels: &BTreeMap<String, String>) -> bool {
         match self {
-            Self::Until(time) => container.created < *time,
+            Self::Until(time) => created < *time,
             Self::Label { key, value, present } => {
-                let found =
-                    container.config.as_ref().and_then(|config| config.labels.get(key.as_str()));
+                let found = labels.get(key.as_str());
                 let has =
                     found.is_some_and(|found| value.as_ref().is_none_or(|wanted| wanted == found));
                 has == *present
@@ -219,35 +280,34 @@ impl Deleted {
 }
 
 /// What the files below a directory take of the disk; those that cannot be read count
-/// nothing.
+/// nothing. Links are not followed.
 fn allocated_bytes(directory: &Path) -> u64 {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.metadata().ok()).map(|file| file.blocks() * 512).sum()
+    let mut bytes = 0;
+    let mut directories = vec![directory.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let Ok(file) = entry.metadata() else { continue };
+            bytes += file.blocks() * 512;
+            if file.is_dir() {
+                directories.push(entry.path());
+            }
+        }
+    }
+    bytes
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ContainerConfig;
 
     const SECOND: UnixNanos = 1_000_000_000;
 
-    fn container() -> Container {
-        let config = ContainerConfig {
-            labels: [("kind".to_owned(), "a".to_owned())].into(),
-            ..ContainerConfig::default()
-        };
-        let mut container =
-            Container::sample("c0ffee".repeat(10), "web", State::Exited, Some(config));
-        container.created = 100 * SECOND;
-        container
-    }
-
     #[test]
     fn filters_select() {
+        let labels = [("kind".to_owned(), "a".to_owned())].into();
         let selects = |text: &str| {
             let filter = Filter::parse(text, 200 * SECOND).expect(text);
-            filter.expect(text).selects(&container())
+            filter.expect(text).selects(100 * SECOND, &labels)
         };
         for text in ["label=kind", "label=kind=a", "label!=kind=b", "label!=x", "until=50s"] {
             assert!(selects(text), "{text}");

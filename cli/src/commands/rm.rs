@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::for_each;
 use crate::{
-    engine::Engine,
+    engine::{Engine, RemovedVolumes},
     failure::{CommandResult, Failure},
     globals::Globals,
     records::RecordError,
@@ -16,7 +16,7 @@ pub struct RmArgs {
     #[arg(short, long)]
     pub force: bool,
 
-    /// Remove anonymous volumes associated with the container (there are none yet)
+    /// Remove anonymous volumes associated with the container
     #[arg(short, long)]
     pub volumes: bool,
 
@@ -26,7 +26,7 @@ pub struct RmArgs {
 
 pub(super) fn rm(globals: &Globals, args: &RmArgs) -> CommandResult {
     let engine = Engine::open(globals)?;
-    for_each(&args.containers, |name| match remove(&engine, name, args.force) {
+    for_each(&args.containers, |name| match remove(&engine, name, args) {
         // What is to be forced away and is not there is no failure.
         Err(failure) if args.force && failure.is::<RecordError>(is_not_found) => {
             failure.report();
@@ -36,9 +36,14 @@ pub(super) fn rm(globals: &Globals, args: &RmArgs) -> CommandResult {
     })
 }
 
-fn remove(engine: &Engine, name: &str, force: bool) -> Result<(), Failure> {
+fn remove(engine: &Engine, name: &str, args: &RmArgs) -> Result<(), Failure> {
     let container = engine.records.find(name)?;
-    Ok(engine.remove(&container, force)?)
+    let auto_removed = container.config.as_ref().is_some_and(|config| config.auto_remove);
+    let volumes = match args.volumes || auto_removed {
+        true => RemovedVolumes::Remove,
+        false => RemovedVolumes::Keep,
+    };
+    Ok(engine.remove(&container, args.force, volumes)?)
 }
 
 fn is_not_found(error: &RecordError) -> bool {

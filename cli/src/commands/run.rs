@@ -19,7 +19,7 @@ use crate::{
         session::{Attachment, Session},
         tty,
     },
-    engine::{Created, Engine, EngineError, Started, StdioPlan},
+    engine::{Created, Engine, EngineError, RemovedVolumes, Started, StdioPlan},
     failure::{CommandResult, Failure},
     globals::Globals,
     options::ContainerFlags,
@@ -98,8 +98,12 @@ fn start(
         Err(error) => error,
     };
     let auto_remove = container.config.as_ref().is_some_and(|config| config.auto_remove);
+    let auto_removed = match auto_remove {
+        true => RemovedVolumes::Remove,
+        false => RemovedVolumes::Keep,
+    };
     if session.signals.interrupted().is_some() || auto_remove {
-        engine.remove(&container, true)?;
+        engine.remove(&container, true, auto_removed)?;
     }
     Err(not_started(session, error))
 }

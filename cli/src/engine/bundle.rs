@@ -23,23 +23,22 @@ pub enum BundleError {
     Spec(#[from] spec::SpecError),
 }
 
-/// Makes the bundle at `directory`, which must not exist.
+/// Makes the bundle, whose directory must not exist.
 pub(super) fn write(
-    directory: &Path,
-    id: &str,
     config: &ContainerConfig,
-    console: Option<(u16, u16)>,
+    context: &spec::Context<'_>,
 ) -> Result<(), BundleError> {
+    let directory = context.bundle;
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(directory)
         .map_err(io_error("create", directory))?;
-    let hostname = config.hostname_or(id);
+    let hostname = config.hostname_or(context.id);
     write_file(&directory.join("hostname"), format!("{hostname}\n").as_bytes())?;
     write_file(&directory.join("hosts"), hosts(hostname).as_bytes())?;
     write_file(&directory.join("resolv.conf"), b"# This container has no network.\n")?;
-    let spec = spec::build(config, &spec::Context { id, bundle: directory, console })?;
+    let spec = spec::build(config, context)?;
     let path = directory.join("config.json");
     let text = serde_json::to_vec(&spec)
         .map_err(|source| BundleError::Json { path: path.clone(), source })?;
@@ -109,7 +108,14 @@ mod tests {
             hostname: "box.example".into(),
             ..ContainerConfig::default()
         };
-        write(&directory, "0123456789abcdef", &config, None).unwrap();
+        let context = spec::Context {
+            id: "0123456789abcdef",
+            bundle: &directory,
+            volumes: Path::new("/v"),
+            first_start: true,
+            console: None,
+        };
+        write(&config, &context).unwrap();
         oci_spec::runtime::Spec::load(directory.join("config.json")).unwrap();
         let hosts = fs::read_to_string(directory.join("hosts")).unwrap();
         assert!(hosts.contains("127.0.1.1\tbox.example box\n"), "{hosts}");

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::DirBuilderExt, path::Path};
 use caisson_failpoints::{hit, pass, steps};
 use caisson_rootfs::{DEFAULT_DISK_BYTES, Image};
 
-use super::{Engine, EngineError, io_error, lease_owner};
+use super::{Engine, EngineError, io_error, lease_owner, remove::Volumes, volumes};
 use crate::{
     config::ContainerConfig,
     names,
@@ -35,6 +35,7 @@ impl Engine {
         self.check_mounts(&new.config)?;
         let id = names::new_id().map_err(EngineError::Random)?;
         let mut config = new.config;
+        volumes::name_volumes(&mut config)?;
         config.image_id = new.image.id.to_string();
         // Damage shows now, not at the first start.
         config.layers =
@@ -44,7 +45,7 @@ impl Engine {
         pass(&steps::CLI_CREATE_RECORDED);
         if let Err(error) = self.furnish(&container, new.image, &config) {
             // The first error is the one to tell; what cannot be undone now is reaped later.
-            if let Err(clean_up) = self.discard(&container) {
+            if let Err(clean_up) = self.discard(&container, Volumes::Remove) {
                 tracing::warn!(%clean_up, "undo the creation of {id}");
             }
             return Err(error);
@@ -62,7 +63,7 @@ impl Engine {
 
     /// Removes what was created and is not to be.
     pub fn abandon(&self, created: Created) -> Result<(), EngineError> {
-        self.discard(&created.container)
+        self.discard(&created.container, Volumes::Remove)
     }
 
     fn furnish(
@@ -77,6 +78,7 @@ impl Engine {
         hit(&steps::CLI_CREATE_DIRECTORY)
             .and_then(|()| fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory))
             .map_err(io_error("create", &directory))?;
+        self.make_volumes(config)?;
         let size = config.limits.storage_bytes.unwrap_or(DEFAULT_DISK_BYTES);
         Ok(self.store.create_writable_disk(&directory.join(DISK), size)?)
     }

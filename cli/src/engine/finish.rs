@@ -8,7 +8,7 @@ use caisson_shim::{
     exit::Exit,
 };
 
-use super::{Engine, EngineError, bundle, io_error, process::Process};
+use super::{Engine, EngineError, bundle, io_error, process::Process, remove::Volumes};
 use crate::{
     format::units,
     records::{Container, Ended, RecordError, State},
@@ -61,7 +61,7 @@ impl Engine {
         }
         if now.config.as_ref().is_some_and(|config| config.auto_remove) {
             self.records.set_state(&now.id, State::Removing)?;
-            return self.discard(&now);
+            return self.discard(&now, Volumes::Remove);
         }
         self.end_shim(&now);
         self.remove_bundle(&now)?;

@@ -15,6 +15,7 @@ mod reap;
 mod remove;
 mod start;
 mod usage;
+mod volumes;
 
 use caisson_rootfs::{Store, StoreError};
 use caisson_shim::{
@@ -25,6 +26,7 @@ use caisson_shim::{
 pub use bundle::{BundleError, make_fifo};
 pub use create::{Created, NewContainer};
 pub use monitor::{MONITOR_COMMAND, MonitorError, run_monitor};
+pub use remove::Volumes as RemovedVolumes;
 pub use start::{LogTarget, Started, Startup, StdioPlan};
 pub use usage::Sample;
 
@@ -42,6 +44,8 @@ pub enum EngineError {
     Store(#[from] StoreError),
     #[error("{0}")]
     Record(#[from] RecordError),
+    #[error("{0}")]
+    Volume(#[from] crate::volumes::VolumeError),
     #[error("{0}")]
     Disk(#[from] caisson_rootfs::DiskError),
     #[error("{0}")]

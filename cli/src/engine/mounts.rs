@@ -12,7 +12,7 @@ impl Engine {
     /// Checks that what must be there is: `--mount` makes no directories of the host.
     pub(super) fn check_mounts(&self, config: &ContainerConfig) -> Result<(), EngineError> {
         for mount in &config.mounts {
-            let MountSource::Bind { path, create, .. } = &mount.source;
+            let MountSource::Bind { path, create, .. } = &mount.source else { continue };
             if !create && is_missing(Path::new(path)) {
                 return Err(EngineError::NoBindSource { path: path.clone() });
             }
@@ -24,7 +24,7 @@ impl Engine {
     pub(super) fn make_mounts(&self, config: &ContainerConfig) -> Result<(), EngineError> {
         self.check_mounts(config)?;
         for mount in &config.mounts {
-            let MountSource::Bind { path, .. } = &mount.source;
+            let MountSource::Bind { path, .. } = &mount.source else { continue };
             let path = Path::new(path);
             if is_missing(path) {
                 fs::create_dir_all(path).map_err(io_error("make the directory", path))?;

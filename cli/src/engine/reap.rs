@@ -2,7 +2,7 @@
 
 use caisson_shim::client::Status;
 
-use super::{Engine, EngineError, finish};
+use super::{Engine, EngineError, finish, remove::Volumes};
 use crate::records::{
     Container, RecordError, State,
     lock::{ContainerLock, Purpose},
@@ -76,8 +76,11 @@ impl Engine {
         };
         let goes_anyway = container.config.as_ref().is_none_or(|config| config.auto_remove);
         match container.state {
-            State::Creating | State::Removing => self.discard(&container),
-            State::Starting if goes_anyway => self.discard(&container),
+            State::Creating => self.discard(&container, Volumes::Remove),
+            State::Starting if goes_anyway => self.discard(&container, Volumes::Remove),
+            State::Removing if goes_anyway => self.discard(&container, Volumes::Remove),
+            // Whether they were to go with it died with who knew it; `volume prune` takes them.
+            State::Removing => self.discard(&container, Volumes::Keep),
             State::Starting => {
                 self.undo_start(&container, &EngineError::Interrupted);
                 Ok(())

@@ -14,6 +14,7 @@ use crate::{
     config::{ContainerConfig, LogRotation},
     failure,
     records::{Container, State, lock::ContainerLock},
+    spec,
 };
 
 /// Where the streams of a container's process go.
@@ -148,11 +149,16 @@ impl Engine {
         }
         assets.kernel()?;
         assets.initramfs()?;
+        self.make_volumes(config)?;
         self.make_mounts(config)?;
         let rootfs = self.rootfs(container, config);
         hit(&steps::CLI_START_BUNDLE).map_err(io_error("make", &directory))?;
         bundle::remove(&directory)?;
-        bundle::write(&directory, id, config, console)?;
+        let volumes = self.globals.volumes_dir();
+        let first_start = container.started.is_none();
+        let context =
+            spec::Context { id, bundle: &directory, volumes: &volumes, first_start, console };
+        bundle::write(config, &context)?;
         let stdio = self.stdio(container, config, plan)?;
         startup.prepare(&stdio)?;
         hit(&steps::CLI_START_SHIM).map_err(io_error("start a shim in", &directory))?;

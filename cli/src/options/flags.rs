@@ -175,7 +175,7 @@ pub struct ContainerFlags {
     #[arg(short, long, value_name = "string")]
     pub user: Option<String>,
 
-    /// Bind mount a directory or file of the host (HOST:CONTAINER[:ro])
+    /// Mount a volume, or a directory or file of the host ([HOST:|VOLUME:]CONTAINER[:ro])
     #[arg(short, long, value_name = "list")]
     pub volume: Vec<String>,
 

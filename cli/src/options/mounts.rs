@@ -2,13 +2,16 @@
 
 use std::{collections::HashSet, io};
 
-use crate::config::{Mount, MountSource, Tmpfs};
+use crate::{
+    config::{Mount, MountSource, Tmpfs},
+    volumes::{self, VolumeError},
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
     #[error(
-        "invalid volume specification: {0:?}: expected HOST-DIR:CONTAINER-DIR[:ro], both absolute or the first \
-         beginning with a dot"
+        "invalid volume specification: {0:?}: expected [HOST-DIR:|VOLUME:]CONTAINER-DIR[:ro]; a directory of \
+         the host is absolute or begins with a dot"
     )]
     Volume(String),
     #[error("invalid volume specification: {text:?}: invalid mode: {mode}")]
@@ -26,20 +29,20 @@ pub enum MountError {
          private and rprivate"
     )]
     Propagation(String),
-    #[error(
-        "{0}: named and anonymous volumes are not part of this version; a directory of the host is"
-    )]
-    NoVolumes(String),
+    #[error(transparent)]
+    VolumeName(#[from] VolumeError),
+    #[error("{0}: there are volumes of the driver \"local\" only")]
+    Driver(String),
     #[error("find the working directory, from which {path:?} is meant")]
     WorkingDir { path: String, source: io::Error },
 }
 
-/// `HOST-DIR:CONTAINER-DIR[:OPTION,…]`.
+/// `HOST-DIR:CONTAINER-DIR[:OPTION,…]`, `VOLUME:CONTAINER-DIR[:OPTION,…]` or `CONTAINER-DIR`.
 pub fn volume(text: &str) -> Result<Mount, MountError> {
     let invalid = || MountError::Volume(text.to_owned());
     let parts: Vec<&str> = text.split(':').collect();
     let (source, target, options) = match parts.as_slice() {
-        [target] if target.starts_with('/') => return Err(MountError::NoVolumes(text.to_owned())),
+        [target] => return anonymous(target, Some(String::new())),
         [source, target] => (*source, *target, ""),
         [source, target, options] => (*source, *target, *options),
         _ => return Err(invalid()),
@@ -47,10 +50,11 @@ pub fn volume(text: &str) -> Result<Mount, MountError> {
     if source.is_empty() {
         return Err(invalid());
     }
-    let mut readonly = false;
+    let (mut readonly, mut copy) = (false, true);
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option {
             "ro" => readonly = true,
+            "nocopy" => copy = false,
             // Nothing of SELinux's reaches the guest, and nothing of macOS's this host.
             "rw" | "z" | "Z" | "cached" | "delegated" | "consistent" => {}
             other if is_propagation(other) => propagation(other)?,
@@ -61,11 +65,22 @@ pub fn volume(text: &str) -> Result<Mount, MountError> {
         }
     }
     let target = destination(target)?;
-    if !source.starts_with(['/', '.']) {
-        return Err(MountError::NoVolumes(source.to_owned()));
-    }
-    let source = MountSource::Bind { path: absolute(source)?, recursive: true, create: true };
-    Ok(Mount { source, target, readonly, mode: options.to_owned() })
+    let source = match source.starts_with(['/', '.']) {
+        true => MountSource::Bind { path: absolute(source)?, recursive: true, create: true },
+        false => named(source, copy)?,
+    };
+    Ok(Mount { source, target, readonly, mode: Some(options.to_owned()) })
+}
+
+/// A volume that gets its name when its container is created.
+pub fn anonymous(target: &str, mode: Option<String>) -> Result<Mount, MountError> {
+    let source = MountSource::Volume { name: String::new(), anonymous: true, copy: true };
+    Ok(Mount { source, target: destination(target)?, readonly: false, mode })
+}
+
+fn named(name: &str, copy: bool) -> Result<MountSource, MountError> {
+    volumes::check_name(name)?;
+    Ok(MountSource::Volume { name: name.to_owned(), anonymous: false, copy })
 }
 
 /// What one `--mount` asks for.
@@ -78,21 +93,25 @@ pub enum Mounted {
 /// `type=bind,source=…,target=…[,readonly]`, comma-separated as in a CSV file.
 pub fn mount(text: &str) -> Result<Mounted, MountError> {
     let invalid = |problem: String| MountError::Mount { text: text.to_owned(), problem };
-    let mut fields = Fields { kind: "volume".to_owned(), recursive: true, ..Fields::default() };
+    let mut fields =
+        Fields { kind: "volume".to_owned(), recursive: true, copy: true, ..Fields::default() };
     for field in csv_fields(text).ok_or_else(|| invalid("a quote is not closed".to_owned()))? {
         fields.set(&field, &invalid)?;
     }
-    let Fields { kind, source, target, readonly, recursive, tmpfs } = fields;
+    let Fields { kind, source, target, readonly, recursive, copy, tmpfs } = fields;
     let target = target.ok_or_else(|| invalid("target is required".to_owned()))?;
     let target = destination(&target)?;
     if !tmpfs.is_empty() && kind != "tmpfs" {
         return Err(invalid(format!("cannot mix 'tmpfs-*' options with mount type '{kind}'")));
     }
+    if !copy && kind != "volume" {
+        return Err(invalid(format!("cannot mix 'volume-*' options with mount type '{kind}'")));
+    }
     match kind.as_str() {
         "bind" => {
             let path = source.ok_or_else(|| invalid("source is required".to_owned()))?;
             let source = MountSource::Bind { path: absolute(&path)?, recursive, create: false };
-            Ok(Mounted::Mount(Mount { source, target, readonly, mode: String::new() }))
+            Ok(Mounted::Mount(Mount { source, target, readonly, mode: None }))
         }
         "tmpfs" if source.is_some() => Err(invalid("a tmpfs has no source".to_owned())),
         "tmpfs" => {
@@ -100,7 +119,13 @@ pub fn mount(text: &str) -> Result<Mounted, MountError> {
             let options = tmpfs.into_iter().chain(read).collect();
             Ok(Mounted::Tmpfs(Tmpfs { path: target, options }))
         }
-        "volume" => Err(MountError::NoVolumes(source.unwrap_or(target))),
+        "volume" => {
+            let source = match source.as_deref().unwrap_or_default() {
+                "" => MountSource::Volume { name: String::new(), anonymous: true, copy },
+                name => named(name, copy)?,
+            };
+            Ok(Mounted::Mount(Mount { source, target, readonly, mode: None }))
+        }
         other => Err(invalid(format!("unknown type {other:?}; there are bind, volume and tmpfs"))),
     }
 }
@@ -112,6 +137,7 @@ struct Fields {
     target: Option<String>,
     readonly: bool,
     recursive: bool,
+    copy: bool,
     /// Mount options.
     tmpfs: Vec<String>,
 }
@@ -149,6 +175,13 @@ impl Fields {
                 "disabled" => self.recursive = false,
                 other => return Err(invalid(format!("invalid value for {key}: {other}"))),
             },
+            "volume-nocopy" => self.copy = !truth()?,
+            "volume-driver" if needed()? == "local" => {}
+            "volume-driver" => return Err(MountError::Driver(needed()?.to_owned())),
+            "volume-label" | "volume-opt" => {
+                let way = "`caisson volume create --label` makes a volume with labels";
+                return Err(invalid(format!("{key} is not part of this version; {way}")));
+            }
             "tmpfs-size" => {
                 let bytes = crate::format::units::parse_bytes(needed()?);
                 let bytes =
@@ -242,7 +275,26 @@ mod tests {
 
     fn bind(path: &str, target: &str, readonly: bool, mode: &str) -> Mount {
         let source = MountSource::Bind { path: path.into(), recursive: true, create: true };
-        Mount { source, target: target.into(), readonly, mode: mode.into() }
+        Mount { source, target: target.into(), readonly, mode: Some(mode.into()) }
+    }
+
+    fn volume_of(name: &str, copy: bool) -> MountSource {
+        MountSource::Volume { name: name.into(), anonymous: name.is_empty(), copy }
+    }
+
+    #[test]
+    fn a_volume_has_a_name_or_gets_one() {
+        let data = volume("data:/b:nocopy,ro").unwrap();
+        assert_eq!((&data.source, data.readonly), (&volume_of("data", false), true));
+        assert_eq!(volume("/b/").unwrap().source, volume_of("", true));
+        for (text, expected) in [
+            ("type=volume,src=data,dst=/b", volume_of("data", true)),
+            ("source=data,target=/b,volume-nocopy", volume_of("data", false)),
+            ("dst=/b,volume-driver=local", volume_of("", true)),
+        ] {
+            let Mounted::Mount(mount) = mount(text).unwrap() else { panic!("{text}") };
+            assert_eq!((mount.source, mount.target.as_str()), (expected, "/b"), "{text}");
+        }
     }
 
     #[test]
@@ -258,7 +310,10 @@ mod tests {
     #[test]
     fn a_bad_volume_is_named_with_what_is_wrong() {
         for (text, words) in [
-            ("", "invalid volume specification"),
+            ("", "must be absolute"),
+            ("data", "must be absolute"),
+            ("x:/b", "invalid characters for a local volume name"),
+            ("a/b:/b", "use absolute path"),
             (":/b", "invalid volume specification"),
             ("/a:/b:ro:rw", "invalid volume specification"),
             ("/a:b", "must be absolute"),
@@ -279,10 +334,7 @@ mod tests {
             panic!("a bind mount");
         };
         let source = MountSource::Bind { path: "/a".into(), recursive: true, create: false };
-        assert_eq!(
-            mount_,
-            Mount { source, target: "/b".into(), readonly: true, mode: String::new() }
-        );
+        assert_eq!(mount_, Mount { source, target: "/b".into(), readonly: true, mode: None });
         let Mounted::Mount(odd) =
             mount("type=bind,\"source=/a,\"\"b\"\"\",target=/b,ro=false,bind-recursive=disabled")
                 .unwrap()
@@ -304,6 +356,10 @@ mod tests {
             ("type=bind,source=/a,target=b", "must be absolute"),
             ("type=npipe,source=/a,target=/b", "unknown type"),
             ("type=bind,source", "key=value"),
+            ("type=bind,source=/a,target=/b,volume-nocopy", "cannot mix"),
+            ("source=a/b,target=/b", "use absolute path"),
+            ("source=data,target=/b,volume-driver=nfs", "nfs"),
+            ("source=data,target=/b,volume-label=a=b", "volume create --label"),
             ("type=bind,source=/a,target=/b,readonly=maybe", "readonly: maybe"),
             ("type=bind,source=/a,target=/b,colour=red", "unexpected key 'colour'"),
             ("type=bind,source=/a,target=/b,tmpfs-size=1m", "cannot mix"),

@@ -7,8 +7,9 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 type Row = (&'static str, Option<char>, bool, &'static str);
 
 const NETWORKS: &str = "networks are not part of this version; the container has a loopback only";
-const VOLUMES: &str =
-    "named volumes are not part of this version; a directory of the host is: `-v DIR:/data`";
+const DRIVERS: &str = "there are volumes of the driver \"local\" only";
+const VOLUMES_FROM: &str =
+    "it is not part of this version; `-v` takes the same volumes by their names";
 const DEVICES: &str = "a microVM has no devices of the host";
 const NAMESPACES: &str = "the container has its microVM to itself; there is nothing to share";
 const HEALTH: &str = "health checks are not part of this version";
@@ -29,8 +30,8 @@ const FLAGS: [Row; 44] = [
     ("network-alias", None, true, NETWORKS),
     ("publish", Some('p'), true, NETWORKS),
     ("publish-all", Some('P'), false, NETWORKS),
-    ("volume-driver", None, true, VOLUMES),
-    ("volumes-from", None, true, VOLUMES),
+    ("volume-driver", None, true, DRIVERS),
+    ("volumes-from", None, true, VOLUMES_FROM),
     ("device", None, true, DEVICES),
     ("device-cgroup-rule", None, true, DEVICES),
     ("gpus", None, true, DEVICES),

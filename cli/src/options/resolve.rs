@@ -94,7 +94,7 @@ pub fn resolve(
     let user_env = environment::from_flags(&flags.env_file, &flags.env, caller)?;
     let mut labels = image.labels().clone().unwrap_or_default().into_iter().collect::<Labels>();
     labels.extend(environment::labels(&flags.label_file, &flags.label)?);
-    let (mounts, tmpfs) = mounts_of(flags)?;
+    let (mounts, tmpfs) = mounts_of(flags, image)?;
     let log_driver = flags.log_driver.unwrap_or(LogDriver::JsonFile);
     let config = ContainerConfig {
         image: image_name.to_owned(),
@@ -175,8 +175,12 @@ fn stop_signal(flags: &ContainerFlags, image: &Config) -> Result<i32, OptionErro
     }
 }
 
-/// What `--volume`, `--mount` and `--tmpfs` mount, each in a place of its own.
-fn mounts_of(flags: &ContainerFlags) -> Result<(Vec<Mount>, Vec<Tmpfs>), OptionError> {
+/// What `--volume`, `--mount` and `--tmpfs` mount, each in a place of its own, and the image's
+/// volumes in those that are left.
+fn mounts_of(
+    flags: &ContainerFlags,
+    image: &Config,
+) -> Result<(Vec<Mount>, Vec<Tmpfs>), OptionError> {
     let mut tmpfs: Vec<Tmpfs> =
         flags.tmpfs.iter().map(|text| values::tmpfs(text)).collect::<Result<_, _>>()?;
     let mut mounts: Vec<Mount> =
@@ -188,6 +192,13 @@ fn mounts_of(flags: &ContainerFlags) -> Result<(Vec<Mount>, Vec<Tmpfs>), OptionE
         }
     }
     mounts::refuse_duplicates(&mounts, &tmpfs)?;
+    for place in image.volumes().iter().flatten() {
+        let volume = mounts::anonymous(place, None)?;
+        let with_it = [mounts.as_slice(), &[volume]].concat();
+        if mounts::refuse_duplicates(&with_it, &tmpfs).is_ok() {
+            mounts = with_it;
+        }
+    }
     Ok((mounts, tmpfs))
 }
 

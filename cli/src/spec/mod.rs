@@ -34,6 +34,10 @@ pub struct Context<'a> {
     pub id: &'a str,
     /// Where the generated `hosts`, `hostname` and `resolv.conf` are.
     pub bundle: &'a Path,
+    /// The directory of all volumes.
+    pub volumes: &'a Path,
+    /// The container has not been started before.
+    pub first_start: bool,
     /// `(columns, rows)` of the caller's terminal.
     pub console: Option<(u16, u16)>,
 }
@@ -62,7 +66,7 @@ pub fn build(config: &ContainerConfig, context: &Context<'_>) -> Result<Spec, Sp
         "process": process,
         "root": { "path": "rootfs", "readonly": config.read_only },
         "hostname": config.hostname_or(context.id),
-        "mounts": mounts::build(config, context.bundle),
+        "mounts": mounts::build(config, context),
         "annotations": annotations(config),
         "linux": linux,
     });

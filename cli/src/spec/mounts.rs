@@ -1,10 +1,12 @@
 //! `mounts`: the kernel's filesystems, generated files, and what the user mounts.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
 
-use crate::config::{ContainerConfig, Mount, MountSource, Tmpfs};
+use super::Context;
+use crate::{
+    config::{ContainerConfig, Mount, MountSource, Tmpfs},
+    volumes,
+};
 
 /// Docker's size of `/dev/shm`.
 const DEFAULT_SHM_BYTES: u64 = 64 << 20;
@@ -13,7 +15,7 @@ const DEFAULT_SHM_BYTES: u64 = 64 << 20;
 pub(crate) const GENERATED_FILES: [(&str, &str); 3] =
     [("resolv.conf", "/etc/resolv.conf"), ("hostname", "/etc/hostname"), ("hosts", "/etc/hosts")];
 
-pub(super) fn build(config: &ContainerConfig, bundle: &Path) -> Vec<Value> {
+pub(super) fn build(config: &ContainerConfig, context: &Context<'_>) -> Vec<Value> {
     let privileged = config.security.privileged;
     let shm_bytes = config.limits.shm_bytes.unwrap_or(DEFAULT_SHM_BYTES);
     let shm_size = format!("size={shm_bytes}");
@@ -39,11 +41,15 @@ pub(super) fn build(config: &ContainerConfig, bundle: &Path) -> Vec<Value> {
     ];
     let mode = if config.read_only { "ro" } else { "rw" };
     mounts.extend(GENERATED_FILES.iter().map(|(name, destination)| {
-        let source = bundle.join(name);
+        let source = context.bundle.join(name);
         mount(destination, "bind", &source.to_string_lossy(), &["rbind", "rprivate", mode])
     }));
-    let mut users: Vec<Value> =
-        config.tmpfs.iter().map(tmpfs).chain(config.mounts.iter().map(bind)).collect();
+    let mut users: Vec<Value> = config
+        .tmpfs
+        .iter()
+        .map(tmpfs)
+        .chain(config.mounts.iter().map(|m| bind(m, context)))
+        .collect();
     // What lies in another mount comes after it.
     users.sort_by_key(|mount| destination(mount).matches('/').count());
     // In the place of one of ours it replaces that.
@@ -60,11 +66,22 @@ fn destination(mount: &Value) -> &str {
     mount["destination"].as_str().unwrap_or_default().trim_end_matches('/')
 }
 
-fn bind(bind: &Mount) -> Value {
-    let MountSource::Bind { path, recursive, .. } = &bind.source;
-    let kind = if *recursive { "rbind" } else { "bind" };
+fn bind(bind: &Mount, context: &Context<'_>) -> Value {
     let mode = if bind.readonly { "ro" } else { "rw" };
-    mount(&bind.target, "bind", path, &[kind, "rprivate", mode])
+    match &bind.source {
+        MountSource::Bind { path, recursive, .. } => {
+            let kind = if *recursive { "rbind" } else { "bind" };
+            mount(&bind.target, "bind", path, &[kind, "rprivate", mode])
+        }
+        MountSource::Volume { name, copy, .. } => {
+            let path = volumes::data(context.volumes, name);
+            let mut options = vec!["rbind", "rprivate", mode];
+            if *copy && context.first_start && !bind.readonly {
+                options.push("copyup");
+            }
+            mount(&bind.target, "bind", &path.to_string_lossy(), &options)
+        }
+    }
 }
 
 /// Docker's defaults hold where the flag does not say otherwise.

@@ -21,7 +21,13 @@ fn config() -> ContainerConfig {
 }
 
 fn spec(config: &ContainerConfig) -> Value {
-    let context = Context { id: ID, bundle: Path::new("/run/b"), console: Some((100, 30)) };
+    let context = Context {
+        id: ID,
+        bundle: Path::new("/run/b"),
+        volumes: Path::new("/v"),
+        first_start: true,
+        console: Some((100, 30)),
+    };
     let spec = build(config, &context).expect("a valid spec");
     serde_json::to_value(spec).expect("specs are JSON")
 }
@@ -81,7 +87,7 @@ fn what_the_user_mounts_comes_last_inner_places_after_outer_ones() {
         source: MountSource::Bind { path: path.into(), recursive: !readonly, create: true },
         target: target.into(),
         readonly,
-        mode: String::new(),
+        mode: None,
     };
     let mounts = vec![
         bind("/a", "/data/in/it", true),
@@ -171,7 +177,13 @@ fn privileged_opens_what_docker_opens() {
 fn a_broken_profile_is_an_error() {
     let mut config = config();
     config.security.seccomp = Seccomp::Profile("{".into());
-    let context = Context { id: ID, bundle: Path::new("/b"), console: None };
+    let context = Context {
+        id: ID,
+        bundle: Path::new("/b"),
+        volumes: Path::new("/v"),
+        first_start: true,
+        console: None,
+    };
     assert!(matches!(build(&config, &context), Err(SpecError::SeccompProfile(_))));
     config.security.seccomp =
         Seccomp::Profile(r#"{"defaultAction": "SCMP_ACT_FLY", "syscalls": []}"#.into());

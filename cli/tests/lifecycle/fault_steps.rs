@@ -20,14 +20,15 @@ fn steps_of_the_cli() -> impl Iterator<Item = &'static Step> {
 }
 
 /// What a user does with an image and a container, and whom a fault could strike.
-const DAY: [&[&str]; 8] = [
+const DAY: [&[&str]; 9] = [
     &["import", "TREE", "other"],
-    &["run", "-d", "--name", "web", "tools", "sleep", "1000"],
+    &["run", "-d", "--name", "web", "-v", "kept:/kept", "tools", "sleep", "1000"],
     &["exec", "web", "true"],
     &["kill", "web"],
     &["wait", "web"],
     &["start", "web"],
     &["rm", "-f", "web"],
+    &["volume", "rm", "kept"],
     &["rmi", "other"],
 ];
 
@@ -67,6 +68,12 @@ fn passed(host: &Host) -> Vec<String> {
     fs::read_to_string(log(host)).unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
+fn assert_no_volume_is_left(host: &Host, case: &str) {
+    let directory = host.path("root/volumes");
+    let left = if directory.exists() { list(&directory) } else { Vec::new() };
+    assert!(left.is_empty(), "{case}: {left:?}");
+}
+
 /// Nothing is left of any image.
 fn assert_store_is_empty(host: &Host, case: &str) {
     host.caisson(&["rmi", "tools"]).exited_with(0);
@@ -90,6 +97,7 @@ fn every_step_of_the_table_is_passed() {
     let names = steps_of_the_cli().map(|step| step.name);
     let missed: Vec<_> = names.filter(|&name| !passed.contains(&name.to_owned())).collect();
     assert!(missed.is_empty(), "no code passes {missed:?}");
+    assert_no_volume_is_left(&host, "without a fault");
     assert_store_is_empty(&host, "without a fault");
 }
 
@@ -124,6 +132,8 @@ fn try_case(injected: Case) {
         host.caisson(&["rm", "-f", "web"]).exited_with(0);
     }
     host.nothing_left();
+    host.caisson(&["volume", "rm", "-f", "kept"]).exited_with(0);
+    assert_no_volume_is_left(&host, &case);
     // Whole or not at all.
     if host.caisson(&["images"]).stdout.contains("other") {
         host.caisson(&["rmi", "other"]).exited_with(0);

@@ -53,9 +53,12 @@ impl Host {
             assert!(example.exists(), "no {example:?}: `cargo test -p caisson` builds it");
             link_or_copy(&example, &bin.join(program));
         }
-        for (file, directory) in
-            [("caisson-vmm", &bin), ("vmlinux", &lib), ("initramfs.cpio", &lib)]
-        {
+        for (file, directory) in [
+            ("caisson-vmm", &bin),
+            ("caisson-fs", &bin),
+            ("vmlinux", &lib),
+            ("initramfs.cpio", &lib),
+        ] {
             fs::write(directory.join(file), "").unwrap();
         }
         host.import("tools");

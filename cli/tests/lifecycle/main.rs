@@ -13,3 +13,4 @@ mod images;
 mod life;
 mod streams;
 mod terminal;
+mod volumes;

@@ -59,6 +59,7 @@ steps! {
     CLI_CREATE_DIRECTORY = "cli.create.directory", Fails;
     STORE_DISK_CREATE = "store.disk.create", Fails;
     STORE_DISK_WRITE = "store.disk.write", Fails;
+    CLI_VOLUME_CREATE = "cli.volume.create", Fails;
     CLI_CREATE_DONE = "cli.create.done", OnlyDies;
 
     // It starts one.
@@ -128,6 +129,9 @@ steps! {
     CLI_REMOVE_DIRECTORY = "cli.remove.directory", Fails;
     STORE_RELEASE = "store.release", Fails;
     CLI_REMOVE_ROW = "cli.remove.row", Fails;
+
+    // A volume is removed.
+    CLI_VOLUME_REMOVE = "cli.volume.remove", Fails;
 
     // An image is removed.
     STORE_GC_REMOVE = "store.gc.remove", Fails;

@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use caisson_agent_protocol::plan::{FilePlan, MountPlan};
+use caisson_agent_protocol::plan::{COPY_UP, FilePlan, MountPlan};
 
 use super::{PlanError, invalid, mounts::Entry, unsupported};
 use crate::sandbox::Share;
@@ -42,6 +42,8 @@ pub(super) struct Bind<'a> {
     /// `MS_*`.
     pub(super) flags: u64,
     pub(super) recursive: bool,
+    /// A directory that is empty gets what the image has in its place.
+    pub(super) copy_up: bool,
 }
 
 /// The shares of one VM so far; equal ones are one.
@@ -113,7 +115,7 @@ pub(super) fn translate(bind: Bind<'_>, shares: &mut Shares) -> Result<Entry, Pl
         source: index.to_string(),
         destination: bind.destination,
         flags: bind.flags,
-        data: String::new(),
+        data: if bind.copy_up { COPY_UP.to_owned() } else { String::new() },
     }))
 }
 

@@ -72,7 +72,8 @@ impl Entry {
             let source = mount.source().as_ref();
             let source = source.ok_or_else(|| invalid(&field, "a bind has no source"))?;
             let recursive = options.bind.unwrap_or(mount.typ().as_deref() == Some("rbind"));
-            let bind = Bind { field, source, destination, flags: options.flags, recursive };
+            let (flags, copy_up) = (options.flags, options.copy_up);
+            let bind = Bind { field, source, destination, flags, recursive, copy_up };
             return binds::translate(bind, shares);
         }
         // A v1 hierarchy's options (`name=systemd`) mean nothing to cgroup2.
@@ -145,6 +146,8 @@ fn check_place(field: &str, destination: &str, fstype: &str) -> Result<(), PlanE
 struct Options {
     /// A bind mount, and whether with what is mounted below its source.
     bind: Option<bool>,
+    /// Our own: what is empty gets the image's content.
+    copy_up: bool,
     flags: u64,
     data: Vec<String>,
 }
@@ -159,6 +162,7 @@ impl Options {
             match option.as_str() {
                 "bind" => parsed.bind = parsed.bind.or(Some(false)),
                 "rbind" => parsed.bind = Some(true),
+                "copyup" => parsed.copy_up = true,
                 "defaults" | "" => {}
                 // No mount of the guest propagates to or from anywhere.
                 "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave"
