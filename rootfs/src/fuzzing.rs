@@ -28,7 +28,7 @@ fn limits() -> Limits {
 /// Reads a whole archive; how many entries it has, if it is one.
 pub fn read_tar(bytes: &[u8]) -> Option<usize> {
     let limits = limits();
-    let mut reader = Reader::new(bytes, &limits);
+    let mut reader = Reader::new(bytes, limits.tar());
     let (mut count, mut buffer) = (0, [0; 4096]);
     while let Some(entry) = reader.next_entry().ok()? {
         count += 1;

@@ -23,7 +23,6 @@ mod reference;
 pub mod registry;
 mod save;
 mod store;
-mod tar;
 #[cfg(test)]
 mod testing;
 mod tree;
@@ -45,7 +44,8 @@ pub use crate::save::SaveError;
 pub use crate::store::{
     Freed, Image, ImageSummary, Removed, Store, StoreError, StoreOptions, migrate, open_database,
 };
-pub use crate::tar::TarError;
 #[doc(hidden)]
 pub use crate::unpack::worker;
 pub use crate::unpack::{End, UnpackError, Unpacker};
+pub(crate) use caisson_archive::tar;
+pub use caisson_archive::tar::TarError;

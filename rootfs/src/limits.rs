@@ -1,5 +1,6 @@
 //! What an image may cost. Every number here stops an attack, none an honest image.
 
+use caisson_archive::tar::TarLimits;
 use serde::{Deserialize, Serialize};
 
 /// Caps on foreign input. The defaults are generous.
@@ -51,6 +52,13 @@ pub struct Limits {
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
+
+impl Limits {
+    /// Those of an archive as such.
+    pub(crate) fn tar(&self) -> TarLimits {
+        TarLimits { entry_bytes: self.layer_bytes, entries: self.entries }
+    }
+}
 
 impl Default for Limits {
     fn default() -> Limits {

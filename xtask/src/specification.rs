@@ -10,7 +10,7 @@ pub(crate) fn check() -> anyhow::Result<()> {
     let path = workspace::root().join("SPECIFICATION.md");
     let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let mut functions = BTreeSet::new();
-    for directory in ["agent", "benches", "cli", "rootfs", "shim", "tests", "vmm"] {
+    for directory in ["agent", "archive", "benches", "cli", "rootfs", "shim", "tests", "vmm"] {
         collect_functions(&workspace::root().join(directory), &mut functions)?;
     }
     let missing: Vec<_> = promised(&text).filter(|name| !functions.contains(*name)).collect();

@@ -27,7 +27,7 @@ impl<'f, 'l> LayerBuilder<'f, 'l> {
     pub(super) fn add<R: Read>(
         &mut self,
         entry: Entry,
-        reader: &mut Reader<'_, R>,
+        reader: &mut Reader<R>,
     ) -> Result<(), LayerError> {
         let path = entry.path.clone();
         let refuse = |reason| Err(LayerError::Entry { path: path.clone(), reason });
@@ -161,7 +161,7 @@ impl<'f, 'l> LayerBuilder<'f, 'l> {
     fn new_node<R: Read>(
         &mut self,
         mut entry: Entry,
-        reader: &mut Reader<'_, R>,
+        reader: &mut Reader<R>,
     ) -> Result<NodeId, LayerError> {
         let metadata = self.metadata(&mut entry)?;
         let Entry { path, kind, .. } = entry;
@@ -199,7 +199,7 @@ impl<'f, 'l> LayerBuilder<'f, 'l> {
         size: u64,
         segments: Option<&[Segment]>,
         xattrs: &[Xattr],
-        reader: &mut Reader<'_, R>,
+        reader: &mut Reader<R>,
     ) -> Result<FileData, LayerError> {
         self.data.write_file(size, segments, xattrs, &mut TarData(reader))
     }
@@ -229,9 +229,9 @@ impl<'f, 'l> LayerBuilder<'f, 'l> {
     }
 }
 
-struct TarData<'r, 'l, R>(&'r mut Reader<'l, R>);
+struct TarData<'r, R>(&'r mut Reader<R>);
 
-impl<R: Read> erofs::ReadData for TarData<'_, '_, R> {
+impl<R: Read> erofs::ReadData for TarData<'_, R> {
     type Error = LayerError;
 
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, LayerError> {

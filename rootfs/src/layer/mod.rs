@@ -22,6 +22,7 @@ use crate::erofs::{DataWriter, ErofsError, ImageInfo, write_image};
 use crate::limits::Limits;
 use crate::tar::{Reader, TarError};
 use crate::tree::{Tree, TreeError};
+pub(crate) use caisson_archive::name::display;
 
 #[derive(Debug, Error)]
 pub(crate) enum LayerError {
@@ -35,14 +36,6 @@ pub(crate) enum LayerError {
     Entry { path: Vec<u8>, reason: &'static str },
     #[error("entry \"{}\": a hard link to \"{}\", {reason}", display(.path), display(.target))]
     HardLink { path: Vec<u8>, target: Vec<u8>, reason: &'static str },
-}
-
-/// Bytes of a name for a message: printable, and not too long.
-pub(crate) fn display(bytes: &[u8]) -> String {
-    const SHOWN: usize = 200;
-    let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN)]);
-    let more = if bytes.len() > SHOWN { "…" } else { "" };
-    format!("{}{more}", shown.escape_debug())
 }
 
 /// What became of a layer.
@@ -73,7 +66,7 @@ pub(crate) fn read_layer<'f>(
     tails: File,
     limits: &Limits,
 ) -> Result<Contents<'f>, LayerError> {
-    let mut reader = Reader::new(BufReader::with_capacity(1 << 18, source), limits);
+    let mut reader = Reader::new(BufReader::with_capacity(1 << 18, source), limits.tar());
     let mut builder = LayerBuilder::new(DataWriter::new(image, tails), limits);
     while let Some(entry) = reader.next_entry()? {
         builder.add(entry, &mut reader)?;

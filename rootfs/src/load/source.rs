@@ -73,7 +73,7 @@ impl Source {
     fn index(mut file: File, limits: &Limits) -> Result<Source, LoadError> {
         file.rewind().map_err(LoadError::Read)?;
         let length = file.metadata().map_err(LoadError::Read)?.len();
-        let mut reader = Reader::new(io::BufReader::new(&file), limits);
+        let mut reader = Reader::new(io::BufReader::new(&file), limits.tar());
         let mut files = HashMap::new();
         while let Some(entry) = reader.next_entry().map_err(LoadError::Archive)? {
             if entry.data_offset.saturating_add(entry.data_bytes) > length {

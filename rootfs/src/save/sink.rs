@@ -120,7 +120,7 @@ mod tests {
             sink.finish().unwrap();
             assert_eq!(archive.len() % 512, 0);
             let limits = Limits::default();
-            let mut reader = Reader::new(archive.as_slice(), &limits);
+            let mut reader = Reader::new(archive.as_slice(), limits.tar());
             let entry = reader.next_entry().unwrap().unwrap();
             assert_eq!(entry.path, name.as_bytes());
             assert!(matches!(entry.kind, EntryKind::File { .. }));
@@ -128,7 +128,7 @@ mod tests {
         }
         let big = header("x", 1 << 34);
         let limits = Limits::default();
-        let mut reader = Reader::new(&big[..], &limits);
+        let mut reader = Reader::new(&big[..], limits.tar());
         assert_eq!(reader.next_entry().unwrap().unwrap().data_bytes, 1 << 34);
     }
 

@@ -2,13 +2,14 @@
 //!
 //! Reads ustar, PAX and GNU archives (long names, all sparse formats) as Go's `archive/tar`
 //! does, which is what other engines see; where it would guess, this one refuses. Nothing
-//! here interprets a path: see [`crate::layer`].
+//! here interprets a path.
 
 mod header;
 mod pax;
 mod sparse;
-#[cfg(test)]
-pub(crate) mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod writer;
 
 use std::io::{self, BufReader, Read, Seek};
 
@@ -16,8 +17,8 @@ use thiserror::Error;
 
 use self::header::{BLOCK, Header};
 use self::pax::Pax;
-pub(crate) use self::sparse::Segment;
-use crate::limits::Limits;
+pub use self::sparse::Segment;
+pub use self::writer::Writer;
 
 /// Of one PAX header or GNU long name.
 const MAX_META_BYTES: u64 = 1 << 20;
@@ -42,34 +43,43 @@ pub enum TarError {
     Limit { what: &'static str, limit: u64, at: u64 },
 }
 
+/// Caps on what one archive may make its reader do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TarLimits {
+    /// Stored bytes of one entry.
+    pub entry_bytes: u64,
+    /// Headers, extended ones included.
+    pub entries: u64,
+}
+
 /// Seconds and nanoseconds since 1970; the nanoseconds always count upwards.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Timestamp {
-    pub(crate) seconds: i64,
-    pub(crate) nanoseconds: u32,
+pub struct Timestamp {
+    pub seconds: i64,
+    pub nanoseconds: u32,
 }
 
 /// An extended attribute: name and value.
-pub(crate) type Xattr = (Box<[u8]>, Box<[u8]>);
+pub type Xattr = (Box<[u8]>, Box<[u8]>);
 
 #[derive(Clone, Debug)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// As it stands in the archive, without NUL bytes.
-    pub(crate) path: Vec<u8>,
-    pub(crate) kind: EntryKind,
+    pub path: Vec<u8>,
+    pub kind: EntryKind,
     /// Permission bits, at most 0o7777.
-    pub(crate) mode: u16,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) mtime: Timestamp,
-    pub(crate) xattrs: Vec<Xattr>,
+    pub mode: u16,
+    pub uid: u32,
+    pub gid: u32,
+    pub mtime: Timestamp,
+    pub xattrs: Vec<Xattr>,
     /// Where the data begins in the archive, and how many bytes of it there are.
-    pub(crate) data_offset: u64,
-    pub(crate) data_bytes: u64,
+    pub data_offset: u64,
+    pub data_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum EntryKind {
+pub enum EntryKind {
     /// Without `segments` the data is the content.
     File {
         size: u64,
@@ -94,9 +104,9 @@ pub(crate) enum EntryKind {
 }
 
 /// Reads an archive entry by entry.
-pub(crate) struct Reader<'l, R> {
+pub struct Reader<R> {
     inner: R,
-    limits: &'l Limits,
+    limits: TarLimits,
     /// Bytes read so far.
     offset: u64,
     /// Of the current entry's data, and the padding behind it.
@@ -106,13 +116,13 @@ pub(crate) struct Reader<'l, R> {
     ended: bool,
 }
 
-impl<'l, R: Read> Reader<'l, R> {
-    pub(crate) fn new(inner: R, limits: &'l Limits) -> Self {
+impl<R: Read> Reader<R> {
+    pub fn new(inner: R, limits: TarLimits) -> Self {
         Reader { inner, limits, offset: 0, remaining: 0, padding: 0, headers: 0, ended: false }
     }
 
     /// The next entry, past what is unread of the current one.
-    pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
         if self.ended {
             return Ok(None);
         }
@@ -144,7 +154,7 @@ impl<'l, R: Read> Reader<'l, R> {
     }
 
     /// Reads of the current entry's data; 0 at its end.
-    pub(crate) fn read_data(&mut self, buffer: &mut [u8]) -> Result<usize, TarError> {
+    pub fn read_data(&mut self, buffer: &mut [u8]) -> Result<usize, TarError> {
         let want = usize::try_from(self.remaining).unwrap_or(usize::MAX).min(buffer.len());
         if want == 0 {
             return Ok(0);
@@ -158,7 +168,7 @@ impl<'l, R: Read> Reader<'l, R> {
     }
 
     /// What is read from; positioned behind the last header or data that was read.
-    pub(crate) fn into_inner(self) -> R {
+    pub fn into_inner(self) -> R {
         self.inner
     }
 
@@ -252,8 +262,8 @@ impl<'l, R: Read> Reader<'l, R> {
     }
 
     fn begin_data(&mut self, bytes: u64, at: u64) -> Result<(), TarError> {
-        if bytes > self.limits.layer_bytes {
-            let limit = self.limits.layer_bytes;
+        if bytes > self.limits.entry_bytes {
+            let limit = self.limits.entry_bytes;
             return Err(TarError::Limit { what: "bytes in one file", limit, at });
         }
         self.remaining = bytes;
@@ -352,10 +362,10 @@ impl<'l, R: Read> Reader<'l, R> {
     }
 }
 
-impl<R: Read + Seek> Reader<'_, BufReader<R>> {
+impl<R: Read + Seek> Reader<BufReader<R>> {
     /// Passes the current entry's data without reading it. The caller knows that the data
     /// is there.
-    pub(crate) fn seek_past_data(&mut self) -> Result<(), TarError> {
+    pub fn seek_past_data(&mut self) -> Result<(), TarError> {
         let length = self.remaining + self.padding;
         let relative =
             i64::try_from(length).map_err(|_| TarError::Truncated { at: self.offset })?;

@@ -12,9 +12,9 @@ const MAX_SEGMENTS: usize = 1 << 20;
 
 /// A stretch of data; what lies between is a hole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Segment {
-    pub(crate) offset: u64,
-    pub(crate) length: u64,
+pub struct Segment {
+    pub offset: u64,
+    pub length: u64,
 }
 
 /// What `GNU.sparse.*` records said.
@@ -82,7 +82,7 @@ impl PaxSparse {
 
 /// The old GNU format: reads the blocks that continue the header's map.
 pub(super) fn read_old_gnu<R: Read>(
-    reader: &mut Reader<'_, R>,
+    reader: &mut Reader<R>,
     header: &Header,
     at: u64,
 ) -> Result<(Vec<Segment>, u64), TarError> {
@@ -115,10 +115,7 @@ fn add_old_gnu(segments: &mut Vec<Segment>, field: &[u8]) -> Option<()> {
 }
 
 /// PAX 1.0: a line with the count, then a line per number, padded to a block.
-pub(super) fn read_map<R: Read>(
-    reader: &mut Reader<'_, R>,
-    at: u64,
-) -> Result<Vec<Segment>, TarError> {
+pub(super) fn read_map<R: Read>(reader: &mut Reader<R>, at: u64) -> Result<Vec<Segment>, TarError> {
     let malformed = |what| TarError::Sparse { what, at };
     let mut lines = Lines { reader, block: [0; BLOCK], used: BLOCK };
     let count = lines.number(at)?;
@@ -132,13 +129,13 @@ pub(super) fn read_map<R: Read>(
     Ok(segments)
 }
 
-struct Lines<'r, 'l, R> {
-    reader: &'r mut Reader<'l, R>,
+struct Lines<'r, R> {
+    reader: &'r mut Reader<R>,
     block: [u8; BLOCK],
     used: usize,
 }
 
-impl<R: Read> Lines<'_, '_, R> {
+impl<R: Read> Lines<'_, R> {
     fn number(&mut self, at: u64) -> Result<u64, TarError> {
         let malformed = TarError::Sparse { what: "the map", at };
         let mut digits = Vec::new();

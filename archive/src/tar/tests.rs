@@ -5,8 +5,8 @@ use super::*;
 
 /// All entries with their data.
 fn read_all(bytes: &[u8]) -> Result<Vec<(Entry, Vec<u8>)>, TarError> {
-    let limits = Limits::default();
-    let mut reader = Reader::new(bytes, &limits);
+    let limits = TarLimits { entry_bytes: 64 << 30, entries: 2_000_000 };
+    let mut reader = Reader::new(bytes, limits);
     let mut entries = Vec::new();
     while let Some(entry) = reader.next_entry()? {
         let mut data = Vec::new();
@@ -255,8 +255,8 @@ fn entries_are_counted() {
         archive = archive.file("f", b"");
     }
     let archive = archive.finish();
-    let limits = Limits { entries: 10, ..Limits::default() };
-    let mut reader = Reader::new(&archive[..], &limits);
+    let limits = TarLimits { entry_bytes: 1 << 20, entries: 10 };
+    let mut reader = Reader::new(&archive[..], limits);
     for _ in 0..10 {
         reader.next_entry().unwrap().unwrap();
     }

@@ -2,22 +2,22 @@
 
 /// A tar archive in the making.
 #[derive(Clone, Default)]
-pub(crate) struct TarBuilder {
+pub struct TarBuilder {
     bytes: Vec<u8>,
 }
 
 /// The fields of one header; `name` and `link` must fit it (see [`TarBuilder::pax`]).
 #[derive(Clone)]
-pub(crate) struct TarEntry<'a> {
-    pub(crate) kind: u8,
-    pub(crate) name: &'a [u8],
-    pub(crate) link: &'a [u8],
-    pub(crate) mode: u64,
-    pub(crate) uid: u64,
-    pub(crate) gid: u64,
-    pub(crate) mtime: u64,
-    pub(crate) device: (u64, u64),
-    pub(crate) data: &'a [u8],
+pub struct TarEntry<'a> {
+    pub kind: u8,
+    pub name: &'a [u8],
+    pub link: &'a [u8],
+    pub mode: u64,
+    pub uid: u64,
+    pub gid: u64,
+    pub mtime: u64,
+    pub device: (u64, u64),
+    pub data: &'a [u8],
 }
 
 impl Default for TarEntry<'_> {
@@ -37,67 +37,67 @@ impl Default for TarEntry<'_> {
 }
 
 impl TarBuilder {
-    pub(crate) fn new() -> TarBuilder {
+    pub fn new() -> TarBuilder {
         TarBuilder::default()
     }
 
-    pub(crate) fn file(self, name: &str, data: &[u8]) -> TarBuilder {
+    pub fn file(self, name: &str, data: &[u8]) -> TarBuilder {
         self.entry(TarEntry { name: name.as_bytes(), data, ..TarEntry::default() })
     }
 
-    pub(crate) fn dir(self, name: &str) -> TarBuilder {
+    pub fn dir(self, name: &str) -> TarBuilder {
         let name = name.as_bytes();
         self.entry(TarEntry { kind: b'5', name, mode: 0o755, ..TarEntry::default() })
     }
 
-    pub(crate) fn symlink(self, name: &str, target: &str) -> TarBuilder {
+    pub fn symlink(self, name: &str, target: &str) -> TarBuilder {
         let (name, link) = (name.as_bytes(), target.as_bytes());
         self.entry(TarEntry { kind: b'2', name, link, mode: 0o777, ..TarEntry::default() })
     }
 
-    pub(crate) fn hard_link(self, name: &str, target: &str) -> TarBuilder {
+    pub fn hard_link(self, name: &str, target: &str) -> TarBuilder {
         let (name, link) = (name.as_bytes(), target.as_bytes());
         self.entry(TarEntry { kind: b'1', name, link, ..TarEntry::default() })
     }
 
-    pub(crate) fn entry(mut self, entry: TarEntry<'_>) -> TarBuilder {
+    pub fn entry(mut self, entry: TarEntry<'_>) -> TarBuilder {
         let header = header(&entry, entry.data.len() as u64);
         self.bytes.extend_from_slice(&header);
         self.data(entry.data)
     }
 
     /// An extended header for the next entry.
-    pub(crate) fn pax(self, records: &[(&str, &[u8])]) -> TarBuilder {
+    pub fn pax(self, records: &[(&str, &[u8])]) -> TarBuilder {
         let data: Vec<u8> =
             records.iter().flat_map(|(key, value)| pax_record(key, value)).collect();
         self.entry(TarEntry { kind: b'x', name: b"PaxHeader", data: &data, ..TarEntry::default() })
     }
 
     /// A block as it is, such as a changed header.
-    pub(crate) fn raw(mut self, bytes: &[u8]) -> TarBuilder {
+    pub fn raw(mut self, bytes: &[u8]) -> TarBuilder {
         self.bytes.extend_from_slice(bytes);
         self
     }
 
     /// Data and its padding.
-    pub(crate) fn data(mut self, data: &[u8]) -> TarBuilder {
+    pub fn data(mut self, data: &[u8]) -> TarBuilder {
         self.bytes.extend_from_slice(data);
         self.bytes.resize(self.bytes.len().next_multiple_of(512), 0);
         self
     }
 
-    pub(crate) fn finish(mut self) -> Vec<u8> {
+    pub fn finish(mut self) -> Vec<u8> {
         self.bytes.resize(self.bytes.len() + 1024, 0);
         self.bytes
     }
 
     /// Without the two blocks that end an archive.
-    pub(crate) fn unfinished(self) -> Vec<u8> {
+    pub fn unfinished(self) -> Vec<u8> {
         self.bytes
     }
 }
 
-pub(crate) fn pax_record(key: &str, value: &[u8]) -> Vec<u8> {
+pub fn pax_record(key: &str, value: &[u8]) -> Vec<u8> {
     let payload = key.len() + value.len() + 3;
     let mut length = payload + 1;
     while length != payload + length.to_string().len() {
@@ -107,7 +107,7 @@ pub(crate) fn pax_record(key: &str, value: &[u8]) -> Vec<u8> {
 }
 
 /// A POSIX header with a right checksum; its size may differ from the data's.
-pub(crate) fn header(entry: &TarEntry<'_>, size: u64) -> [u8; 512] {
+pub fn header(entry: &TarEntry<'_>, size: u64) -> [u8; 512] {
     let mut block = [0; 512];
     let mut put = |start: usize, bytes: &[u8]| {
         block[start..start + bytes.len()].copy_from_slice(bytes);
@@ -126,7 +126,7 @@ pub(crate) fn header(entry: &TarEntry<'_>, size: u64) -> [u8; 512] {
     with_checksum(block)
 }
 
-pub(crate) fn with_checksum(mut block: [u8; 512]) -> [u8; 512] {
+pub fn with_checksum(mut block: [u8; 512]) -> [u8; 512] {
     block[148..156].copy_from_slice(b"        ");
     let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
     block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
