@@ -40,6 +40,10 @@ impl Runtime {
                 self.create_exec(request, &container, &exec, &process, &stdio)?;
                 return Ok(None);
             }
+            Call::CreateTool { container, exec, tool, stdio } => {
+                self.create_tool(request, &container, &exec, &tool, &stdio)?;
+                return Ok(None);
+            }
             Call::Start { container, exec } => {
                 let key = self.key(&container, exec.as_deref())?;
                 self.start(request, key)?;
@@ -166,6 +170,7 @@ impl Runtime {
             if let Err(error) = container.cgroup.kill() {
                 crate::log!("container {id}: {}", crate::error::to_wire(&error));
             }
+            self.kill_tools(id);
         }
         self.shutdown = Some((request, Instant::now() + SHUTDOWN_TIMEOUT));
     }

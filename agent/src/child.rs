@@ -49,7 +49,7 @@ use crate::{
 /// What the child is to become.
 pub struct Task<'a> {
     pub process: &'a ProcessPlan,
-    pub role: Role<'a>,
+    pub role: &'a Role<'a>,
     pub ends: &'a ProcessEnds,
     /// The agent's `/dev/null`, should the container have none.
     pub null: BorrowedFd<'a>,
@@ -78,8 +78,17 @@ pub fn run(task: &Task<'_>) -> ! {
 }
 
 fn live(task: &Task<'_>) -> Result<Infallible, AgentError> {
-    isolate(task)?;
-    let pty = match &task.role {
+    let mut keep = vec![task.null.as_raw_fd()];
+    match task.role {
+        Role::Exec { init } => keep.push(init.as_raw_fd()),
+        Role::Init { network, .. } => keep.extend(network.map(Netlink::as_raw_fd)),
+    }
+    isolate(task.ends, task.report, keep)?;
+    if let Some(score) = task.process.oom_score_adj {
+        fs::write("/proc/self/oom_score_adj", score.to_string())
+            .at(|| format!("set oom_score_adj to {score}"))?;
+    }
+    let pty = match task.role {
         Role::Init { plan, devices, network } => build(plan, devices, *network)?,
         Role::Exec { init } => join(*init, task.process)?,
     };
@@ -92,25 +101,21 @@ fn live(task: &Task<'_>) -> Result<Infallible, AgentError> {
     execute(task, &identity, process_end)
 }
 
-/// Leaves the agent's descriptors, signals and session behind.
-fn isolate(task: &Task<'_>) -> Result<(), AgentError> {
-    let mut keep: Vec<RawFd> = task.ends.raw().into_iter().flatten().collect();
-    keep.extend([task.report.as_raw_fd(), task.null.as_raw_fd()]);
+/// Leaves the agent's descriptors, but for these, and its signals and session behind.
+pub(crate) fn isolate(
+    ends: &ProcessEnds,
+    report: BorrowedFd<'_>,
+    mut keep: Vec<RawFd>,
+) -> Result<(), AgentError> {
+    keep.extend(ends.raw().into_iter().flatten());
+    keep.push(report.as_raw_fd());
     keep.extend(stamp::descriptor());
-    match &task.role {
-        Role::Exec { init } => keep.push(init.as_raw_fd()),
-        Role::Init { network, .. } => keep.extend(network.map(Netlink::as_raw_fd)),
-    }
     // Before anything else: a copy of another process's pipe would keep it open.
     sys::close_all_but(&mut keep).at(|| "close the agent's descriptors")?;
     sys::reset_signals().at(|| "reset signals")?;
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
         .at(|| "reset the signal mask")?;
     setsid().at(|| "start a session")?;
-    if let Some(score) = task.process.oom_score_adj {
-        fs::write("/proc/self/oom_score_adj", score.to_string())
-            .at(|| format!("set oom_score_adj to {score}"))?;
-    }
     // Modes in the plan are final ones.
     umask(Mode::empty());
     Ok(())
@@ -128,7 +133,7 @@ fn build(
     }
     sys::mount("", "/", "", libc::MS_REC | libc::MS_PRIVATE, "")
         .at(|| "keep mounts to this container")?;
-    let root = rootfs::assemble(&plan.rootfs, devices)?;
+    let root = rootfs::assemble(devices)?;
     kernel_settings::apply(plan, network)?;
     let still_writable = mounts::mount_all(&root, &plan.mounts)?;
     devices::make_all(&root, &plan.mounts, &plan.devices)?;

@@ -10,12 +10,12 @@
 
 use std::{
     collections::BTreeMap,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
 use caisson_agent_protocol::{
-    AgentError, ErrorKind, Outcome,
+    AgentError, ErrorKind, Outcome, Tool,
     plan::{ContainerPlan, Extent, PidNamespace, ProcessPlan, RootfsPlan, StdioPorts},
 };
 
@@ -25,13 +25,14 @@ use crate::{
     disk::DiskError,
     error::{At, OsError, wire},
     network,
+    path::clean,
     process::{Process, State},
     report,
     rootfs::RootDevices,
     runtime::{Container, Removal, Runtime, kill},
-    stdio::Stdio,
+    stdio::{ProcessEnds, Stdio},
     sys::{self, Fork},
-    validate,
+    tool, validate,
     watch::{Key, Wake},
 };
 
@@ -61,12 +62,14 @@ impl Runtime {
             request,
             container: &plan.id,
             exec: None,
-            process: &plan.process,
+            work: Work::Process {
+                process: &plan.process,
+                role: Role::Init { plan, devices: &devices, network: network.as_ref() },
+            },
             ports: &plan.stdio,
-            role: Role::Init { plan, devices: &devices, network: network.as_ref() },
             namespaces: namespace_flags(plan),
             pid_namespace,
-            cgroup: &cgroup,
+            cgroup: Some(&cgroup),
         });
         let key = key.inspect_err(|_| {
             // Nothing is in it; the first error is the one to report.
@@ -81,6 +84,8 @@ impl Runtime {
             cgroup,
             devices: plan.resources.devices.clone(),
             extents,
+            roots: devices,
+            mount_points: mount_points(plan),
             init: key,
             execs: BTreeMap::new(),
             oom_kills: 0,
@@ -101,28 +106,83 @@ impl Runtime {
         validate::id(exec)?;
         validate::process(process, ports)?;
         let init = self.running_init(container)?;
-        if self.container(container)?.execs.contains_key(exec) {
-            let message = format!("exec {exec:?} of container {container:?} exists already");
-            return Err(wire(ErrorKind::AlreadyExists, message));
-        }
+        self.require_new_exec(container, exec)?;
         // Out of the map while its parts are used beside `self`.
         let mut held = self.containers.remove(container).expect("looked up above");
         let key = self.spawn(Spawn {
             request,
             container,
             exec: Some(exec),
-            process,
+            work: Work::Process { process, role: Role::Exec { init: init.as_fd() } },
             ports,
-            role: Role::Exec { init: init.as_fd() },
             namespaces: 0,
             pid_namespace: init.try_clone().ok(),
-            cgroup: &held.cgroup,
+            cgroup: Some(&held.cgroup),
         });
         if let Ok(key) = &key {
             held.execs.insert(exec.to_owned(), *key);
         }
         self.containers.insert(container.to_owned(), held);
         key.map(drop)
+    }
+
+    /// Begins a tool's work on a container that is prepared or runs.
+    pub(crate) fn create_tool(
+        &mut self,
+        request: u64,
+        container: &str,
+        exec: &str,
+        tool: &Tool,
+        ports: &StdioPorts,
+    ) -> Result<(), AgentError> {
+        validate::id(exec)?;
+        validate::tool(tool, ports)?;
+        let init = &self.processes[&self.container(container)?.init];
+        if !matches!(init.state, State::Created | State::Running) {
+            let message = format!("container {container:?} is {}", init.describe());
+            return Err(wire(ErrorKind::FailedPrecondition, message));
+        }
+        let is_started = init.is_running();
+        let init = init.pidfd.try_clone().at(|| "copy a descriptor")?;
+        self.require_new_exec(container, exec)?;
+        // Out of the map while its parts are used beside `self`.
+        let mut held = self.containers.remove(container).expect("looked up above");
+        let key = self.spawn(Spawn {
+            request,
+            container,
+            exec: Some(exec),
+            work: Work::Tool { tool, container: &held, init: init.as_fd(), is_started },
+            ports,
+            // What a tool mounts for itself goes with it.
+            namespaces: u64::from(libc::CLONE_NEWNS as u32),
+            // In the agent's pid namespace and cgroup: not seen from inside, and neither
+            // frozen nor limited with the container.
+            pid_namespace: None,
+            cgroup: None,
+        });
+        if let Ok(key) = &key {
+            held.execs.insert(exec.to_owned(), *key);
+        }
+        self.containers.insert(container.to_owned(), held);
+        key.map(drop)
+    }
+
+    fn require_new_exec(&self, container: &str, exec: &str) -> Result<(), AgentError> {
+        if self.container(container)?.execs.contains_key(exec) {
+            let message = format!("exec {exec:?} of container {container:?} exists already");
+            return Err(wire(ErrorKind::AlreadyExists, message));
+        }
+        Ok(())
+    }
+
+    /// Ends the tools at work on container `id`, which no cgroup of its own holds.
+    pub(crate) fn kill_tools(&self, id: &str) {
+        for process in self.processes.values() {
+            if process.container == id && process.is_tool && process.is_alive() {
+                // One that has just exited needs no signal.
+                let _ = kill(process.pid, libc::SIGKILL);
+            }
+        }
     }
 
     fn require_free(&self, id: &str) -> Result<(), AgentError> {
@@ -192,7 +252,7 @@ impl Runtime {
         let watch = &self.watch;
         let (stdio, ends) = Stdio::open(
             spawn.ports,
-            spawn.process.terminal.is_some(),
+            spawn.work.has_terminal(),
             &*self.config.transport,
             &mut |fd| watch.add(fd, Wake::Stream(key)),
         )?;
@@ -200,21 +260,16 @@ impl Runtime {
         let visit = spawn.pid_namespace.as_ref().map(|init| PidVisit::begin(self, init));
         let visit = visit.transpose().at(|| "join the container's pid namespace")?;
         // SAFETY: the agent has one thread.
-        let fork = unsafe { sys::fork_into(spawn.namespaces, spawn.cgroup.fd()) };
+        let fork = unsafe { sys::fork_into(spawn.namespaces, spawn.cgroup.map(Cgroup::fd)) };
         let (pid, pidfd) = match fork.at(|| "start a process in the container")? {
-            Fork::Child => child::run(&Task {
-                process: spawn.process,
-                role: spawn.role,
-                ends: &ends,
-                null: self.null.as_fd(),
-                report: theirs.as_fd(),
-            }),
+            Fork::Child => spawn.work.run(&ends, self.null.as_fd(), theirs.as_fd()),
             Fork::Parent { pid, pidfd } => (pid, pidfd),
         };
         drop(visit);
         let process = Process {
             container: spawn.container.to_owned(),
             exec: spawn.exec.map(str::to_owned),
+            is_tool: matches!(spawn.work, Work::Tool { .. }),
             pid,
             pidfd,
             report: None,
@@ -244,6 +299,7 @@ impl Runtime {
         if let Err(error) = container.cgroup.kill() {
             crate::log!("container {id}: {}", crate::error::to_wire(&error));
         }
+        self.kill_tools(id);
         let deadline = Instant::now() + REMOVAL_TIMEOUT;
         self.removals.push(Removal { id: id.to_owned(), container, request, result, deadline });
         self.continue_removals();
@@ -292,14 +348,56 @@ struct Spawn<'a> {
     request: u64,
     container: &'a str,
     exec: Option<&'a str>,
-    process: &'a ProcessPlan,
+    work: Work<'a>,
     ports: &'a StdioPorts,
-    role: Role<'a>,
     /// `CLONE_NEW*` flags.
     namespaces: u64,
     /// Whose pid namespace to be born in, if not a new one or the agent's.
     pid_namespace: Option<OwnedFd>,
-    cgroup: &'a Cgroup,
+    /// The agent's own if none is given.
+    cgroup: Option<&'a Cgroup>,
+}
+
+/// What the child does.
+enum Work<'a> {
+    Process {
+        process: &'a ProcessPlan,
+        role: Role<'a>,
+    },
+    Tool {
+        tool: &'a Tool,
+        container: &'a Container,
+        /// A pidfd of the container's first process.
+        init: BorrowedFd<'a>,
+        /// That process runs, rather than waits for its start.
+        is_started: bool,
+    },
+}
+
+impl Work<'_> {
+    fn has_terminal(&self) -> bool {
+        matches!(self, Self::Process { process, .. } if process.terminal.is_some())
+    }
+
+    /// The child's whole life.
+    fn run(&self, ends: &ProcessEnds, null: BorrowedFd<'_>, report: BorrowedFd<'_>) -> ! {
+        match self {
+            Self::Process { process, role } => {
+                child::run(&Task { process, role, ends, null, report })
+            }
+            Self::Tool { tool, container, init, is_started } => {
+                let (init, is_started) = (*init, *is_started);
+                tool::run(&tool::Task { tool, container, init, is_started, ends, report })
+            }
+        }
+    }
+}
+
+/// Where the plan puts something over the root filesystem.
+fn mount_points(plan: &ContainerPlan) -> Vec<String> {
+    let mounts = plan.mounts.iter().map(|mount| mount.destination.as_str());
+    let files = plan.files.iter().map(|file| file.path.as_str());
+    mounts.chain(files).map(clean).collect()
 }
 
 fn namespace_flags(plan: &ContainerPlan) -> u64 {

@@ -37,6 +37,7 @@ pub mod stats;
 pub mod stdio;
 pub mod sys;
 pub mod terminal;
+pub mod tool;
 pub mod transport;
 pub mod user;
 pub mod validate;

@@ -75,7 +75,7 @@ impl Runtime {
         let Some(process) = self.processes.get_mut(&key) else { return };
         if let State::Draining { deadline, .. } = &mut process.state
             && progress
-            && process.exec.is_none()
+            && (process.exec.is_none() || process.is_tool)
         {
             *deadline = Instant::now() + DRAIN_TIMEOUT;
         }
@@ -221,7 +221,7 @@ impl Runtime {
 
     fn give_up_draining(&mut self, key: Key) {
         let process = self.process(key);
-        if process.exec.is_some() {
+        if process.exec.is_some() && !process.is_tool {
             process.stdio.cut_outputs();
             self.pump(key);
         }

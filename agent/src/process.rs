@@ -25,6 +25,8 @@ pub struct Process {
     pub container: String,
     /// `None` for the container's first process.
     pub exec: Option<String>,
+    /// The agent's own work: nothing else holds its outputs.
+    pub is_tool: bool,
     /// In the agent's pid namespace; for signals only while [`Self::is_alive`].
     pub pid: i32,
     /// For joining its namespaces.

@@ -14,13 +14,13 @@ use std::{
     fs::{self, File},
     io,
     os::{
-        fd::AsRawFd,
+        fd::{AsRawFd, OwnedFd},
         unix::fs::{MetadataExt, PermissionsExt, chown},
     },
     path::{Path, PathBuf},
 };
 
-use caisson_agent_protocol::plan::{Extent, RootfsPlan};
+use caisson_agent_protocol::plan::Extent;
 use nix::{
     fcntl::{OFlag, open},
     sys::stat::Mode,
@@ -38,7 +38,7 @@ pub const STAGING: &str = "/run/container";
 /// one may grow to.
 const STAGING_OPTIONS: &str = "mode=0755,size=16m,nr_inodes=8192";
 
-/// The device nodes of a [`RootfsPlan`]'s extents.
+/// The device nodes of a plan's extents.
 #[derive(Debug, Default)]
 pub struct RootDevices {
     /// Bottom layer first.
@@ -47,19 +47,8 @@ pub struct RootDevices {
 }
 
 /// Mounts the root filesystem below [`STAGING`] and makes that the current directory.
-pub fn assemble(plan: &RootfsPlan, devices: &RootDevices) -> Result<Root, OsError> {
-    fs::create_dir_all(STAGING).at(|| format!("make {STAGING}"))?;
-    mount("tmpfs", STAGING, "tmpfs", libc::MS_NOSUID, STAGING_OPTIONS)
-        .at(|| "mount the staging area")?;
-    // Short relative names keep the overlay's options within one page.
-    std::env::set_current_dir(STAGING).at(|| format!("enter {STAGING}"))?;
-    for (index, device) in devices.layers.iter().enumerate() {
-        let name = index.to_string();
-        make_dir(&name)?;
-        mount(&device.to_string_lossy(), &name, "erofs", libc::MS_RDONLY, "").at(|| {
-            format!("mount layer {index} of {} from {}", plan.layers.len(), device.display())
-        })?;
-    }
+pub fn assemble(devices: &RootDevices) -> Result<Root, OsError> {
+    mount_layers(devices)?;
     let top = match devices.layers.len() {
         0 => {
             make_dir("none")?;
@@ -77,6 +66,40 @@ pub fn assemble(plan: &RootfsPlan, devices: &RootDevices) -> Result<Root, OsErro
         .at(|| format!("stack {} layers", devices.layers.len()))?;
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     Ok(Root::new(open("root", flags, Mode::empty()).at(|| "open the root filesystem")?))
+}
+
+fn mount_layers(devices: &RootDevices) -> Result<(), OsError> {
+    fs::create_dir_all(STAGING).at(|| format!("make {STAGING}"))?;
+    mount("tmpfs", STAGING, "tmpfs", libc::MS_NOSUID, STAGING_OPTIONS)
+        .at(|| "mount the staging area")?;
+    // Short relative names keep the overlay's options within one page.
+    std::env::set_current_dir(STAGING).at(|| format!("enter {STAGING}"))?;
+    let count = devices.layers.len();
+    for (index, device) in devices.layers.iter().enumerate() {
+        let name = index.to_string();
+        make_dir(&name)?;
+        mount(&device.to_string_lossy(), &name, "erofs", libc::MS_RDONLY, "")
+            .at(|| format!("mount layer {index} of {count} from {}", device.display()))?;
+    }
+    Ok(())
+}
+
+/// Mounts the layers as [`assemble`] does, without the writable disk: what the image has. In
+/// a mount namespace of the caller's own.
+pub fn assemble_image(devices: &RootDevices) -> Result<OwnedFd, OsError> {
+    let count = devices.layers.len();
+    mount_layers(devices)?;
+    make_dir("none")?;
+    make_dir("root")?;
+    // One at least beside the layers: an overlay without a writable part wants two.
+    let lower = (0..count).rev().map(|n| format!("{n}:")).collect::<String>();
+    let result = match count {
+        0 => Ok(()),
+        _ => mount("overlay", "root", "overlay", libc::MS_RDONLY, &format!("lowerdir={lower}none")),
+    };
+    result.at(|| format!("stack {count} layers"))?;
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    open("root", flags, Mode::empty()).at(|| "open the image's root")
 }
 
 fn overlay_options(layers: usize) -> String {

@@ -22,6 +22,7 @@ use crate::{
     error::{At, OsError, wire},
     process::Process,
     relay::CHUNK_BYTES,
+    rootfs::RootDevices,
     transport::Transport,
     watch::{Key, Watch},
 };
@@ -41,8 +42,11 @@ pub struct Container {
     /// Which devices it may use, from when its first process is ready: that one opens
     /// disks that no process of the image may.
     pub devices: Vec<DeviceRule>,
-    /// What it holds of the disks.
+    /// What it holds of the disks, and where.
     pub extents: Vec<Extent>,
+    pub roots: RootDevices,
+    /// Where something is mounted in its root filesystem.
+    pub mount_points: Vec<String>,
     /// Its first process.
     pub init: Key,
     pub execs: BTreeMap<String, Key>,

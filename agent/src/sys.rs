@@ -64,21 +64,24 @@ pub enum Fork {
     Parent { pid: libc::pid_t, pidfd: OwnedFd },
 }
 
-/// clone3(2) as fork with new namespaces `flags`, born in the cgroup `cgroup`.
+/// clone3(2) as fork with new namespaces `flags`, born in the cgroup `cgroup` if one is given.
 ///
 /// # Safety
 /// The process must have one thread: the child gets a copy of memory in which no other
 /// thread ever unlocks what it held.
-pub unsafe fn fork_into(flags: u64, cgroup: BorrowedFd<'_>) -> io::Result<Fork> {
+pub unsafe fn fork_into(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
     // libc's constant does not fit its type.
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
     let mut pidfd: c_int = -1;
     // SAFETY: plain integers; all zero is the documented default.
     let mut args: libc::clone_args = unsafe { zeroed() };
-    args.flags = flags | libc::CLONE_PIDFD as u64 | CLONE_INTO_CGROUP;
+    args.flags = flags | libc::CLONE_PIDFD as u64;
     args.pidfd = &raw mut pidfd as u64;
     args.exit_signal = libc::SIGCHLD as u64;
-    args.cgroup = cgroup.as_raw_fd() as u64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
     // SAFETY: without CLONE_VM the child runs on its own copy of this stack; `args` is
     // as long as stated; the caller vouches for the single thread.
     let result =
@@ -272,6 +275,12 @@ pub fn statfs(fd: BorrowedFd<'_>) -> io::Result<libc::statfs> {
     // SAFETY: `stat` is a whole structure that outlives the call.
     check(unsafe { libc::fstatfs(fd.as_raw_fd(), &raw mut stat) })?;
     Ok(stat)
+}
+
+/// syncfs(2): writes everything of the filesystem that `fd` lies in to its disk.
+pub fn sync_filesystem(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::syncfs(fd.as_raw_fd()) }).map(drop)
 }
 
 /// reboot(2): resets the machine, which ends the VM. Returns only on failure.

@@ -5,6 +5,7 @@
 //! regular files, and a line that is no entry is skipped as if it were not there.
 
 use std::{
+    collections::HashMap,
     fs::File,
     io::{self, Read},
     os::unix::fs::{FileTypeExt, OpenOptionsExt},
@@ -76,6 +77,16 @@ pub fn look_up(plan: &UserPlan) -> Result<Identity, UserError> {
         count if count > MAX_GROUPS => Err(UserError::TooManyGroups { count }),
         _ => Ok(identity),
     }
+}
+
+/// The first name of each uid in the `/etc/passwd` below the current root directory.
+pub fn names() -> Result<HashMap<u32, String>, UserError> {
+    let passwd = read("/etc/passwd")?;
+    let mut names = HashMap::new();
+    for entry in passwd_entries(&passwd) {
+        names.entry(entry.uid).or_insert_with(|| entry.name.to_owned());
+    }
+    Ok(names)
 }
 
 const DEFAULT_UMASK: u32 = 0o022;

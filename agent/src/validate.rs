@@ -4,13 +4,15 @@
 use std::collections::HashSet;
 
 use caisson_agent_protocol::{
-    AgentError, ErrorKind, FIRST_STREAM_PORT, network,
+    AgentError, ErrorKind, FIRST_STREAM_PORT, Tool, network,
     plan::{ContainerPlan, Extent, ProcessPlan, StdioPorts},
 };
 
 use crate::error::wire;
 
 const MAX_ID_BYTES: usize = 128;
+/// The kernel's PATH_MAX, its NUL included.
+const MAX_PATH_BYTES: usize = 4095;
 /// Layers, so that the overlay's options fit the page that mount(2) takes.
 const MAX_LAYERS: usize = 200;
 const MAX_MOUNTS: usize = 1024;
@@ -117,6 +119,14 @@ fn aligned(extent: &Extent) -> Result<(), AgentError> {
     require(offset % 4096 == 0 && length % 4096 == 0 && length > 0, || {
         format!("extent {length}@{offset} of {:?} is not aligned to 4096", extent.device)
     })
+}
+
+pub fn tool(tool: &Tool, stdio: &StdioPorts) -> Result<(), AgentError> {
+    if let Tool::Read { path, .. } | Tool::Write { path, .. } = tool {
+        let good = path.len() <= MAX_PATH_BYTES && !path.contains('\0');
+        require(good, || format!("a path is up to {MAX_PATH_BYTES} bytes without NUL"))?;
+    }
+    ports(stdio)
 }
 
 fn ports(stdio: &StdioPorts) -> Result<(), AgentError> {

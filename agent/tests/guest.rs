@@ -18,6 +18,8 @@ mod images;
 mod plans;
 #[path = "guest/shim.rs"]
 mod shim;
+#[path = "guest/tools.rs"]
+mod tools;
 #[path = "guest/world.rs"]
 mod world;
 

@@ -33,22 +33,51 @@ pub enum Difference {
 /// root itself is not told.
 ///
 /// A file whose type, mode, owner, size and time of modification are the same counts as
-/// unchanged, as for Docker.
+/// unchanged, as for Docker. What is at a path that is `ignored` counts as in neither tree.
 pub fn compare(
     old: BorrowedFd<'_>,
     new: BorrowedFd<'_>,
+    ignored: Ignored<'_>,
     tell: &mut dyn FnMut(Difference, &[u8]) -> io::Result<()>,
 ) -> Result<(), CompareError> {
-    let mut pending = children(old, new, &[], Side::Both)?;
+    let trees = &Trees { old, new, ignored };
+    let mut pending = children(trees, &[], Side::Both)?;
     while let Some(node) = pending.pop() {
         if let Some(difference) = node.difference {
             tell(difference, &node.path).map_err(CompareError::Tell)?;
         }
         if let Some(side) = node.enter {
-            pending.append(&mut children(old, new, &node.path, side)?);
+            pending.append(&mut children(trees, &node.path, side)?);
         }
     }
     Ok(())
+}
+
+/// Paths that are looked away from.
+pub type Ignored<'a> = &'a dyn Fn(&[u8]) -> bool;
+
+struct Trees<'a> {
+    old: BorrowedFd<'a>,
+    new: BorrowedFd<'a>,
+    ignored: Ignored<'a>,
+}
+
+impl Trees<'_> {
+    /// Whether something was added to a directory, or deleted from it.
+    fn lists_differ(&self, path: &[u8]) -> Result<bool, CompareError> {
+        let old = self.names(&open(self.old, path)?, path)?;
+        Ok(old != self.names(&open(self.new, path)?, path)?)
+    }
+
+    fn names(
+        &self,
+        directory: &Option<OwnedFd>,
+        path: &[u8],
+    ) -> Result<Vec<Vec<u8>>, CompareError> {
+        let mut names = names(directory, path)?;
+        names.retain(|name| !(self.ignored)(&[path, b"/", name].concat()));
+        Ok(names)
+    }
 }
 
 /// One name of a directory.
@@ -60,18 +89,13 @@ struct Node {
 }
 
 /// What is in the directory `path`, the last name first.
-fn children(
-    old: BorrowedFd<'_>,
-    new: BorrowedFd<'_>,
-    path: &[u8],
-    side: Side,
-) -> Result<Vec<Node>, CompareError> {
+fn children(trees: &Trees<'_>, path: &[u8], side: Side) -> Result<Vec<Node>, CompareError> {
     let before = match side {
-        Side::Both => open(old, path)?,
+        Side::Both => open(trees.old, path)?,
         Side::New => None,
     };
-    let after = open(new, path)?;
-    let (old_names, new_names) = (names(&before, path)?, names(&after, path)?);
+    let after = open(trees.new, path)?;
+    let (old_names, new_names) = (trees.names(&before, path)?, trees.names(&after, path)?);
     let mut nodes = Vec::new();
     for name in merged(&old_names, &new_names).into_iter().rev() {
         let child = [path, b"/", name].concat();
@@ -87,7 +111,7 @@ fn children(
             (None, Some(_)) => Some(Difference::Added),
             (Some(_), None) => Some(Difference::Deleted),
             (Some(was), Some(is)) if is_changed(was, is) => Some(Difference::Changed),
-            _ if enter == Some(Side::Both) && lists_differ(old, new, &child)? => {
+            _ if enter == Some(Side::Both) && trees.lists_differ(&child)? => {
                 Some(Difference::Changed)
             }
             _ => None,
@@ -102,15 +126,6 @@ fn children(
 enum Side {
     Both,
     New,
-}
-
-/// Whether something was added to a directory, or deleted from it.
-fn lists_differ(
-    old: BorrowedFd<'_>,
-    new: BorrowedFd<'_>,
-    path: &[u8],
-) -> Result<bool, CompareError> {
-    Ok(names(&open(old, path)?, path)? != names(&open(new, path)?, path)?)
 }
 
 fn is_directory(stat: &Stat) -> bool {
@@ -196,7 +211,7 @@ mod tests {
     fn differences(old: &Path, new: &Path) -> Vec<String> {
         let (old, new) = (File::open(old).unwrap(), File::open(new).unwrap());
         let mut told = Vec::new();
-        compare(old.as_fd(), new.as_fd(), &mut |difference, path| {
+        compare(old.as_fd(), new.as_fd(), &|path| path == b"/ignored", &mut |difference, path| {
             told.push(format!("{difference:?} {}", String::from_utf8_lossy(path)));
             Ok(())
         })
@@ -220,6 +235,7 @@ mod tests {
         write(&new.join("d/added"), "", 5);
         symlink("/etc", new.join("link")).unwrap();
         fs::create_dir(new.join("fresh")).unwrap();
+        fs::create_dir_all(new.join("ignored/d")).unwrap();
         write(&new.join("fresh/f"), "", 5);
         assert_eq!(
             differences(old, new),

@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use crate::{
     name::display,
+    placing::PlacingError,
     tar::{Entry, EntryKind, Reader, Segment, TarError, TarLimits, Timestamp},
 };
 
@@ -34,6 +35,8 @@ const LIMITS: TarLimits = TarLimits { entry_bytes: 16 << 40, entries: 20_000_000
 pub enum UnpackError {
     #[error(transparent)]
     Tar(#[from] TarError),
+    #[error(transparent)]
+    Placing(#[from] PlacingError),
     #[error("{action} \"{}\"", display(.path))]
     Write { action: &'static str, path: Vec<u8>, source: io::Error },
     #[error("entry \"{}\": {reason}", display(.path))]
@@ -93,16 +96,30 @@ pub fn unpack(
     target: UnpackTarget<'_>,
     rename: Rename<'_>,
 ) -> Result<Unpacked, UnpackError> {
+    unpack_where(archive, |_| Ok(target), rename)
+}
+
+/// As [`unpack`], into what is chosen for the first entry. An archive without any leaves
+/// nothing to choose.
+pub fn unpack_where<'a>(
+    archive: impl Read,
+    choose: impl FnOnce(&Entry) -> Result<UnpackTarget<'a>, UnpackError>,
+    rename: Rename<'_>,
+) -> Result<Unpacked, UnpackError> {
+    let mut reader = Reader::new(io::BufReader::with_capacity(BUFFER_BYTES, archive), LIMITS);
+    let Some(first) = reader.next_entry()? else { return Ok(Unpacked::default()) };
     let mut unpacker = Unpacker {
-        reader: Reader::new(io::BufReader::with_capacity(BUFFER_BYTES, archive), LIMITS),
-        target,
+        reader,
+        target: choose(&first)?,
         unpacked: Unpacked::default(),
         directories: Vec::new(),
         buffer: vec![0; BUFFER_BYTES],
     };
-    while let Some(entry) = unpacker.reader.next_entry()? {
+    let mut next = Some(first);
+    while let Some(entry) = next {
         let path = rename(&entry)?;
         unpacker.entry(&entry, &path, rename)?;
+        next = unpacker.reader.next_entry()?;
     }
     unpacker.finish_directories()?;
     io::copy(&mut unpacker.reader.into_inner(), &mut io::sink()).map_err(TarError::Io)?;

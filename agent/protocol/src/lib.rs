@@ -20,11 +20,13 @@ pub mod machine;
 pub mod message;
 pub mod network;
 pub mod plan;
+pub mod tool;
 
 pub use event::{Event, ExitStatus, Ready};
 pub use frame::{FrameError, MAX_FRAME_BYTES, read_frame, write_frame};
 pub use message::{AgentError, Call, ErrorKind, FromAgent, Outcome, Request, Stats};
 pub use plan::ContainerPlan;
+pub use tool::Tool;
 
 /// Version of the messages; the agent states it in [`Ready`], and a shim refuses another.
 pub const PROTOCOL_VERSION: u32 = 2;

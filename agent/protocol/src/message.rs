@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     event::Event,
     plan::{ContainerPlan, ProcessPlan, Resources, StdioPorts},
+    tool::Tool,
 };
 
 /// A call, with a number that its reply repeats.
@@ -27,6 +28,14 @@ pub enum Call {
         container: String,
         exec: String,
         process: Box<ProcessPlan>,
+        stdio: StdioPorts,
+    },
+    /// Prepares a [`Tool`] as `CreateExec` does a process, in a container that is prepared
+    /// or runs.
+    CreateTool {
+        container: String,
+        exec: String,
+        tool: Box<Tool>,
         stdio: StdioPorts,
     },
     /// Executes a prepared process. Replies when `execve` has succeeded, or with why not.

@@ -19,6 +19,10 @@ use caisson_agent_protocol::{
 use crate::{
     plans::{container, on_disk, process, shell, tmpfs},
     shim::{Shim, read_all},
+    tools::{
+        no_copy_leaves_the_container, processes_are_listed_with_their_users,
+        tools_work_before_the_start_and_while_it_runs,
+    },
     world::World,
 };
 
@@ -67,6 +71,9 @@ pub fn all() -> Vec<(&'static str, Case)> {
         states_are_guarded,
         a_prepared_container_can_be_killed,
         pause_stats_and_pids_work,
+        tools_work_before_the_start_and_while_it_runs,
+        processes_are_listed_with_their_users,
+        no_copy_leaves_the_container,
         limits_hold,
         out_of_memory_is_told,
         network_interfaces_that_cannot_be_are_refused,
@@ -76,7 +83,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
     ]
 }
 
-fn exited(code: u8) -> ExitStatus {
+pub fn exited(code: u8) -> ExitStatus {
     ExitStatus::Exited(code)
 }
 
