@@ -42,6 +42,9 @@ use crate::{
 /// The metadata of a Pids request that asks for the pids that the guest gives.
 pub const GUEST_PIDS: (&str, &str) = ("caisson.pids", "guest");
 
+/// The type of an Exec's spec that is a [`caisson_agent_protocol::Tool`] as JSON.
+pub const TOOL_TYPE: &str = "io.caisson/Tool";
+
 /// The version that Connect reports: that of the Task API.
 const VERSION: &str = "v2";
 
@@ -211,7 +214,11 @@ impl Task for TaskService {
                 stderr: request.stderr,
                 terminal: request.terminal,
             };
-            container.exec(&request.exec_id, &request.spec.value, stdio).await
+            let (id, spec) = (&request.exec_id, &request.spec);
+            match spec.type_url == TOOL_TYPE {
+                true => container.tool(id, &spec.value, stdio).await,
+                false => container.exec(id, &spec.value, stdio).await,
+            }
         };
         unbroken(added).await.map(empty)
     }

@@ -162,9 +162,10 @@ impl AgentClient {
     pub async fn call(&self, call: Call) -> Result<Outcome, CallError> {
         let name = name_of(&call);
         let limit = match call {
-            Call::CreateContainer(_) | Call::CreateExec { .. } | Call::Start { .. } => {
-                self.deadlines.prepare
-            }
+            Call::CreateContainer(_)
+            | Call::CreateExec { .. }
+            | Call::CreateTool { .. }
+            | Call::Start { .. } => self.deadlines.prepare,
             _ => self.deadlines.call,
         };
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
@@ -394,10 +395,11 @@ fn bounded(error: AgentError) -> AgentError {
     AgentError { kind: error.kind, message }
 }
 
-fn name_of(call: &Call) -> &'static str {
+pub(crate) fn name_of(call: &Call) -> &'static str {
     match call {
         Call::CreateContainer(_) => "CreateContainer",
         Call::CreateExec { .. } => "CreateExec",
+        Call::CreateTool { .. } => "CreateTool",
         Call::Start { .. } => "Start",
         Call::Signal { .. } => "Signal",
         Call::Resize { .. } => "Resize",

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use caisson_agent_protocol::Stats;
+use caisson_agent_protocol::{Stats, Tool};
 use containerd_shim::protos::{
     api, protobuf::well_known_types::any::Any, shim_sync::Client, shim_sync::TaskClient, ttrpc,
     ttrpc::context::Context, types::mount::Mount,
@@ -23,7 +23,7 @@ use crate::{
     exit::Exit,
     kind::{self, ErrorKind},
     metrics,
-    task::GUEST_PIDS,
+    task::{GUEST_PIDS, TOOL_TYPE},
     unix_path,
 };
 
@@ -202,6 +202,22 @@ impl ShimClient {
             stdout: stdio.stdout.clone(),
             stderr: stdio.stderr.clone(),
             spec: Some(json_any("Process", process)?).into(),
+            ..Default::default()
+        };
+        self.done(self.task.exec(forever(), &request)).map(drop)
+    }
+
+    /// Prepares a tool's work on the container's files or processes, as [`Self::exec`] does
+    /// a process; also in a container that is created and not started.
+    pub fn tool(&self, exec: &str, tool: &Tool, stdio: &Stdio) -> Result<(), ClientError> {
+        let spec = Any { type_url: TOOL_TYPE.to_owned(), ..json_any("Tool", tool)? };
+        let request = api::ExecProcessRequest {
+            id: self.id.clone(),
+            exec_id: exec.to_owned(),
+            stdin: stdio.stdin.clone(),
+            stdout: stdio.stdout.clone(),
+            stderr: stdio.stderr.clone(),
+            spec: Some(spec).into(),
             ..Default::default()
         };
         self.done(self.task.exec(forever(), &request)).map(drop)

@@ -133,7 +133,7 @@ impl Container {
     }
 
     /// Flushes the disks and ends the VM: nothing runs in it any more.
-    async fn shut_down(&self) {
+    pub(super) async fn shut_down(&self) {
         let flushed = timeout(SHUTDOWN_GRACE, async {
             let shutdown = self.sandbox.agent().call_done(Call::Shutdown).await;
             // An agent that is gone has nothing to flush.

@@ -2,13 +2,13 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use caisson_agent_protocol::{Call, Outcome, plan::ProcessPlan};
+use caisson_agent_protocol::{Call, Outcome, Tool, plan::StdioPorts};
 use caisson_failpoints::{hit, pass, steps};
 use containerd_shim::protos::events::task::TaskExecAdded;
 
 use super::Container;
 use crate::{
-    agent_client::CallError,
+    agent_client::{CallError, name_of},
     error::Error,
     exit::Exit,
     plan,
@@ -33,10 +33,49 @@ impl Container {
             let state = "it is not running";
             return Err(Error::State { action: "exec in", id: self.id.clone(), state });
         }
+        let (container, process) = (self.id.clone(), Box::new(process));
+        self.add(exec, stdio, |exec, stdio| Call::CreateExec { container, exec, process, stdio })
+            .await?;
+        self.events.publish(TaskExecAdded {
+            container_id: self.id.clone(),
+            exec_id: exec.to_owned(),
+            ..Default::default()
+        });
+        Ok(())
+    }
+
+    /// Prepares a tool's work, also before the container's process is started; `json` is a
+    /// [`Tool`]. Engines are not told: to them there is no such process.
+    pub async fn tool(
+        self: &Arc<Self>,
+        exec: &str,
+        json: &[u8],
+        stdio: StdioSpec,
+    ) -> Result<(), Error> {
+        plan::check_id("the exec's id", exec)?;
+        let tool: Tool = serde_json::from_slice(json)
+            .map_err(|_| Error::InvalidArgument("the tool is none that this shim knows"))?;
+        if stdio.terminal {
+            return Err(Error::InvalidArgument("a tool has no terminal"));
+        }
+        if matches!(self.init.phase(), Phase::Stopped(_)) {
+            return Err(Error::AlreadyFinished);
+        }
+        self.visited.store(true, Ordering::Relaxed);
+        let (container, tool) = (self.id.clone(), Box::new(tool));
+        self.add(exec, stdio, |exec, stdio| Call::CreateTool { container, exec, tool, stdio }).await
+    }
+
+    /// Prepares a process by `call`, which gets its id and its ports.
+    async fn add(
+        &self,
+        exec: &str,
+        stdio: StdioSpec,
+        call: impl FnOnce(String, StdioPorts) -> Call,
+    ) -> Result<(), Error> {
         hit(&steps::SHIM_EXEC_RESERVE).map_err(super::failed("reserve the exec's id"))?;
         self.reserve_exec(exec)?;
-        let prepared = self.prepare_exec(exec, process, stdio).await;
-        match prepared {
+        match self.prepare_exec(exec, stdio, call).await {
             Ok(process) => self.execs().insert(exec.to_owned(), Some(process)),
             Err(error) => {
                 self.execs().remove(exec);
@@ -44,11 +83,6 @@ impl Container {
             }
         };
         pass(&steps::SHIM_EXEC_DONE);
-        self.events.publish(TaskExecAdded {
-            container_id: self.id.clone(),
-            exec_id: exec.to_owned(),
-            ..Default::default()
-        });
         Ok(())
     }
 
@@ -68,21 +102,17 @@ impl Container {
     async fn prepare_exec(
         &self,
         exec: &str,
-        process: ProcessPlan,
         stdio: StdioSpec,
+        call: impl FnOnce(String, StdioPorts) -> Call,
     ) -> Result<Arc<Process>, Error> {
         let open = stdio.open()?;
         let ports = open.ports(|| self.next_port.fetch_add(1, Ordering::Relaxed));
-        let call = Call::CreateExec {
-            container: self.id.clone(),
-            exec: exec.to_owned(),
-            process: Box::new(process),
-            stdio: ports,
-        };
+        let call = call(exec.to_owned(), ports);
+        let name = name_of(&call);
         match self.sandbox.agent().call(call).await {
             Ok(Outcome::Created { .. }) => {}
             Ok(_) => {
-                let error = CallError::WrongOutcome { call: "CreateExec" };
+                let error = CallError::WrongOutcome { call: name };
                 return Err(self.failed("exec", Some(exec), error));
             }
             Err(error) => return Err(self.failed("exec", Some(exec), error)),
@@ -115,7 +145,7 @@ impl Container {
         if self.execs().remove(exec).is_none() {
             return Err(Error::NotFound { what: "process", id: exec.to_owned() });
         }
-        if matches!(self.init.phase(), Phase::Running { .. }) {
+        if !matches!(self.init.phase(), Phase::Stopped(_)) {
             process.drain_before_delete().await;
             self.forget_exec(exec).await?;
         }

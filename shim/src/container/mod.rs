@@ -79,6 +79,8 @@ pub struct Container {
     /// What every process of the container is filtered by.
     seccomp: Vec<SeccompProgram>,
     oom_told: AtomicBool,
+    /// A tool has worked on its files.
+    visited: AtomicBool,
 }
 
 impl Container {
@@ -160,6 +162,7 @@ impl Container {
             vcpus: size.vcpus,
             seccomp,
             oom_told: AtomicBool::new(false),
+            visited: AtomicBool::new(false),
         });
         tokio::spawn(container.clone().watch_sandbox());
         Ok(container)
@@ -183,9 +186,9 @@ impl Container {
         }
     }
 
-    /// Whether its process still waits for its start.
+    /// Whether its process still waits for its start, and nothing else is done with it.
     pub fn is_unstarted(&self) -> bool {
-        self.init.phase() == Phase::Created
+        self.init.phase() == Phase::Created && self.execs().is_empty()
     }
 
     /// Executes a prepared process.
@@ -296,6 +299,11 @@ impl Container {
             Phase::Running { .. } => {
                 let state = "it is running";
                 return Err(Error::State { action: "delete", id: self.id.clone(), state });
+            }
+            Phase::Created if self.visited.load(Ordering::Relaxed) => {
+                // What was written to its files is to be there the next time.
+                self.shut_down().await;
+                Exit::now(0)
             }
             Phase::Created => {
                 self.sandbox.kill("deleted before its process was started");
