@@ -79,7 +79,9 @@ pub fn usage(command: &Command, path: &str) -> String {
 fn render(command: &Command, path: &str, width: usize) -> String {
     let mut text = format!("Usage:  {}\n", usage(command, path));
     if let Some(about) = command.get_long_about().or(command.get_about()) {
-        text.push_str(&format!("\n{about}\n"));
+        for paragraph in about.to_string().split("\n\n") {
+            text.push_str(&format!("\n{}\n", wrap(paragraph, width).join("\n")));
+        }
     }
     let is_top = command.get_name() == path;
     for (heading, commands) in grouped(command, is_top) {

@@ -152,7 +152,7 @@ impl SignalHandling {
                 let _ = events.send(Event::Terminated(signal));
                 Ok(())
             }
-            (Action::Interrupt, _) if exec.is_some() => {
+            (Action::Interrupt, None) if exec.is_some() => {
                 // An exec's interrupt must not end its container. What it has made is in the
                 // bundle, and goes with that.
                 tty::restore();

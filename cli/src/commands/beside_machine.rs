@@ -39,6 +39,15 @@ pub(super) fn run_in_machine(
     Ok(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
+/// As [`run_in_machine`], with its standard output going to `output`, which ends with it.
+pub(super) fn run_in_machine_into(
+    globals: &Globals,
+    command: &[OsString],
+    output: io::PipeWriter,
+) -> io::Result<u8> {
+    run_in_machine(globals, command, None, output.into())
+}
+
 /// A new directory with room for an image, which is removed in the end.
 pub(super) fn staging_directory() -> io::Result<tempfile::TempDir> {
     let parent = env::var_os("TMPDIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);

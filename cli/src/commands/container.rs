@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 use super::{
-    Command, attach, create, exec, inspect, kill, logs, pause, prune, ps, rename, restart, rm, run,
-    start, stats, stop, wait,
+    Command, attach, cp, create, diff, exec, export, inspect, kill, logs, pause, prune, ps, rename,
+    restart, rm, run, start, stats, stop, top, wait,
 };
 use crate::{engine, failure::CommandResult, globals::Globals};
 
@@ -21,12 +21,23 @@ pub(super) enum ContainerCommand {
     /// Attach local standard input, output, and error streams to a running container
     #[command(override_usage = "caisson container attach [OPTIONS] CONTAINER")]
     Attach(attach::AttachArgs),
+    /// Copy files/folders between a container and the local filesystem
+    #[command(
+        override_usage = "caisson container cp [OPTIONS] CONTAINER:SRC_PATH DEST_PATH|-\n       caisson container cp [OPTIONS] SRC_PATH|- CONTAINER:DEST_PATH"
+    )]
+    Cp(cp::CpArgs),
     /// Create a new container
     #[command(override_usage = "caisson container create [OPTIONS] IMAGE [COMMAND] [ARG...]")]
     Create(create::CreateArgs),
+    /// Inspect changes to files or directories on a container's filesystem
+    #[command(override_usage = "caisson container diff CONTAINER")]
+    Diff(diff::DiffArgs),
     /// Execute a command in a running container
     #[command(override_usage = "caisson container exec [OPTIONS] CONTAINER COMMAND [ARG...]")]
     Exec(exec::ExecArgs),
+    /// Export a container's filesystem as a tar archive
+    #[command(override_usage = "caisson container export [OPTIONS] CONTAINER")]
+    Export(export::ExportArgs),
     /// Display detailed information on one or more containers
     #[command(override_usage = "caisson container inspect [OPTIONS] CONTAINER [CONTAINER...]")]
     Inspect(inspect::InspectArgs),
@@ -69,6 +80,9 @@ pub(super) enum ContainerCommand {
     /// Stop one or more running containers
     #[command(override_usage = "caisson container stop [OPTIONS] CONTAINER [CONTAINER...]")]
     Stop(stop::StopArgs),
+    /// Display the running processes of a container
+    #[command(override_usage = "caisson container top CONTAINER [ps OPTIONS]")]
+    Top(top::TopArgs),
     /// Unpause all processes within one or more containers
     #[command(override_usage = "caisson container unpause CONTAINER [CONTAINER...]")]
     Unpause(pause::PauseArgs),
@@ -87,8 +101,11 @@ impl ContainerCommand {
     pub(super) fn flatten(self) -> Command {
         match self {
             Self::Attach(args) => Command::Attach(args),
+            Self::Cp(args) => Command::Cp(args),
             Self::Create(args) => Command::Create(args),
+            Self::Diff(args) => Command::Diff(args),
             Self::Exec(args) => Command::Exec(args),
+            Self::Export(args) => Command::Export(args),
             Self::Inspect(args) => Command::Inspect(inspect::InspectArgs {
                 kind: Some(inspect::Kind::Container),
                 ..args
@@ -105,6 +122,7 @@ impl ContainerCommand {
             Self::Start(args) => Command::Start(args),
             Self::Stats(args) => Command::Stats(args),
             Self::Stop(args) => Command::Stop(args),
+            Self::Top(args) => Command::Top(args),
             Self::Unpause(args) => Command::Unpause(args),
             Self::Wait(args) => Command::Wait(args),
         }

@@ -5,9 +5,12 @@ mod attended;
 mod beside_machine;
 mod completion;
 mod container;
+mod cp;
 mod create;
+mod diff;
 mod doctor;
 mod exec;
+mod export;
 mod history;
 mod image;
 mod images;
@@ -37,9 +40,12 @@ mod start;
 mod stats;
 mod stop;
 mod tag;
+mod tool;
+mod top;
 mod version;
 mod volume;
 mod wait;
+mod whole_file;
 
 use std::process::ExitCode;
 
@@ -85,12 +91,28 @@ pub enum Command {
     /// Manage containers
     #[command(override_usage = "caisson container COMMAND")]
     Container(container::ContainerArgs),
+    /// Copy files/folders between a container and the local filesystem
+    ///
+    /// CONTAINER may be stopped: its files are then looked at in a VM of their own. Use '-' as
+    /// the source to read a tar archive from standard input and extract it to a directory in a
+    /// container, and as the destination to write one of the container's files to standard
+    /// output. Device nodes are not made on this host.
+    #[command(
+        override_usage = "caisson cp [OPTIONS] CONTAINER:SRC_PATH DEST_PATH|-\n       caisson cp [OPTIONS] SRC_PATH|- CONTAINER:DEST_PATH"
+    )]
+    Cp(cp::CpArgs),
     /// Create a new container
     #[command(override_usage = "caisson create [OPTIONS] IMAGE [COMMAND] [ARG...]")]
     Create(create::CreateArgs),
+    /// Inspect changes to files or directories on a container's filesystem
+    #[command(override_usage = "caisson diff CONTAINER")]
+    Diff(diff::DiffArgs),
     /// Check what this host offers to containers
     #[command(override_usage = "caisson doctor [OPTIONS]")]
     Doctor(doctor::DoctorArgs),
+    /// Export a container's filesystem as a tar archive
+    #[command(override_usage = "caisson export [OPTIONS] CONTAINER")]
+    Export(export::ExportArgs),
     /// Show the history of an image
     #[command(override_usage = "caisson history [OPTIONS] IMAGE")]
     History(history::HistoryArgs),
@@ -156,6 +178,15 @@ pub enum Command {
     /// Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE
     #[command(override_usage = "caisson tag SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]")]
     Tag(tag::TagArgs),
+    /// Display the running processes of a container
+    ///
+    /// Of the options of ps these choose the columns: -f, -ef, aux, and -o LIST with %cpu, %mem,
+    /// args, c, cmd, comm, command, cputime, etime, lstart, ni, nice, nlwp, pcpu, pid, pmem,
+    /// ppid, rss, s, start, stat, state, stime, thcount, time, tname, tt, tty, ucmd, uid, user,
+    /// vsize and vsz. All processes of the container are shown, with the ids that the guest
+    /// gives them and times in UTC.
+    #[command(override_usage = "caisson top CONTAINER [ps OPTIONS]")]
+    Top(top::TopArgs),
     /// Unpause all processes within one or more containers
     #[command(override_usage = "caisson unpause CONTAINER [CONTAINER...]")]
     Unpause(pause::PauseArgs),
@@ -214,6 +245,8 @@ fn beside(
     match command {
         Command::Pull(args) => Some(pull::pull_for_machine(globals, args)),
         Command::Push(args) => Some(push::push_for_machine(globals, args)),
+        Command::Cp(args) => cp::copy_from_machine(globals, args),
+        Command::Export(args) => export::export_from_machine(globals, args),
         Command::Save(save::SaveArgs { output: Some(path), images, .. }) => {
             Some(save::save_from_machine(globals, path, images))
         }
@@ -235,9 +268,12 @@ fn here(globals: &Globals, command: Command) -> CommandResult {
             prune::containers(globals, &args)
         }
         Command::Container(args) => here(globals, args.command.flatten()),
+        Command::Cp(args) => cp::cp(globals, &args),
         Command::Create(args) => create::create(globals, &args),
+        Command::Diff(args) => diff::diff(globals, &args),
         Command::Doctor(args) => doctor::doctor(globals, &args),
         Command::Exec(args) => exec::exec(globals, &args),
+        Command::Export(args) => export::export(globals, &args),
         Command::Image(image::ImageArgs { command: ImageCommand::Prune(args) }) => {
             prune::images(globals, &args)
         }
@@ -274,6 +310,7 @@ fn here(globals: &Globals, command: Command) -> CommandResult {
         Command::Stats(args) => stats::stats(globals, &args),
         Command::Stop(args) => stop::stop(globals, &args),
         Command::Tag(args) => tag::tag(globals, &args),
+        Command::Top(args) => top::top(globals, &args),
         Command::Unpause(args) => pause::unpause(globals, &args),
         Command::Version(args) => version::version(&args),
         Command::Volume(args) => volume::volume(globals, args),
@@ -305,6 +342,7 @@ impl Command {
                 command: ContainerCommand::Prune(args),
             }) => !args.force,
             Self::Image(image::ImageArgs { command: ImageCommand::Prune(args) }) => !args.force,
+            Self::Cp(args) => args.reads_input(),
             Self::Volume(volume::VolumeArgs { command: volume::VolumeCommand::Prune(args) }) => {
                 !args.force
             }

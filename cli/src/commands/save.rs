@@ -2,7 +2,6 @@
 
 use std::{
     ffi::OsString,
-    fs,
     io::{self, BufWriter, IsTerminal, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -10,7 +9,10 @@ use std::{
 
 use clap::Args;
 
-use super::beside_machine::run_in_machine;
+use super::{
+    beside_machine::run_in_machine,
+    whole_file::{ToTerminal, WriteFailed, write_whole},
+};
 use crate::{
     engine::Engine,
     failure::{CommandResult, Failure},
@@ -31,14 +33,6 @@ pub struct SaveArgs {
     pub images: Vec<String>,
 }
 
-#[derive(Debug, thiserror::Error)]
-enum Failed {
-    #[error("cowardly refusing to save to a terminal. Use the -o flag or redirect")]
-    Terminal,
-    #[error("write {}", .path.display())]
-    Write { path: PathBuf, source: io::Error },
-}
-
 pub(super) fn save(globals: &Globals, args: &SaveArgs) -> CommandResult {
     let engine = Engine::open(globals)?;
     if let Some(directory) = &args.layout {
@@ -47,7 +41,7 @@ pub(super) fn save(globals: &Globals, args: &SaveArgs) -> CommandResult {
     }
     let Some(path) = &args.output else {
         if io::stdout().is_terminal() {
-            return Err(Failed::Terminal.into());
+            return Err(ToTerminal.into());
         }
         engine.store.save(&args.images, BufWriter::with_capacity(1 << 18, io::stdout().lock()))?;
         return Ok(ExitCode::SUCCESS);
@@ -55,7 +49,7 @@ pub(super) fn save(globals: &Globals, args: &SaveArgs) -> CommandResult {
     write_whole(path, |file| {
         let mut writer = BufWriter::with_capacity(1 << 18, file);
         engine.store.save(&args.images, &mut writer)?;
-        writer.flush().map_err(|source| Failed::Write { path: path.clone(), source })?;
+        writer.flush().map_err(|source| WriteFailed { path: path.clone(), source })?;
         Ok(ExitCode::SUCCESS)
     })
 }
@@ -77,28 +71,4 @@ pub(super) fn save_from_machine(
             code => Err(Failure::quiet(code)),
         }
     })
-}
-
-/// Lets `write` fill the file at `path`, whole or not at all; what is no file, such as a
-/// device, is written to as it is.
-fn write_whole(path: &Path, write: impl FnOnce(&fs::File) -> CommandResult) -> CommandResult {
-    let failed = |source| Failed::Write { path: path.to_owned(), source };
-    let is_special = fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
-    if is_special {
-        return write(&fs::OpenOptions::new().write(true).open(path).map_err(failed)?);
-    }
-    let file = tempfile::Builder::new()
-        .prefix(".caisson-save-")
-        .tempfile_in(directory_of(path))
-        .map_err(failed)?;
-    let code = write(file.as_file())?;
-    file.persist(path).map_err(|error| failed(error.error))?;
-    Ok(code)
-}
-
-fn directory_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
 }

@@ -78,7 +78,7 @@ impl Engine {
             // Its socket may be gone while it is not, but only where one was to be.
             Err(error) => {
                 tracing::debug!(%error, "no shim of {}", container.id);
-                matches!(container.state, State::Created | State::Exited)
+                matches!(container.state, State::Created | State::Exited) && !container.visited
             }
         };
         if !ended && let Some(process) = Process::find_shim(&container.id) {

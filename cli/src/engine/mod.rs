@@ -15,6 +15,7 @@ mod reap;
 mod remove;
 mod start;
 mod usage;
+mod visit;
 mod volumes;
 
 use caisson_rootfs::{Store, StoreError};
@@ -29,6 +30,7 @@ pub use monitor::{MONITOR_COMMAND, MonitorError, run_monitor};
 pub use remove::Volumes as RemovedVolumes;
 pub use start::{LogTarget, Started, Startup, StdioPlan};
 pub use usage::Sample;
+pub use visit::Visit;
 
 use crate::{
     globals::Globals,

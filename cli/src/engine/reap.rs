@@ -85,6 +85,7 @@ impl Engine {
                 self.undo_start(&container, &EngineError::Interrupted);
                 Ok(())
             }
+            _ if container.visited => self.end_visit(&container),
             _ => Ok(()),
         }
     }

@@ -24,6 +24,8 @@ pub enum StdioPlan {
     Attached,
     /// Output into the log, if the container keeps one; input, if open, from a FIFO.
     Detached,
+    /// Nowhere: the process is not started.
+    Unused,
 }
 
 /// The log that a container's output is kept in.
@@ -107,6 +109,10 @@ impl Engine {
         }
         let config =
             container.config.clone().ok_or_else(|| EngineError::Damaged { name: name() })?;
+        if container.visited {
+            // Its files must not be in two VMs.
+            self.end_visit(&container)?;
+        }
         // Who watched the last run lets go without needing the lock held here.
         let watch = self.records.watch_next_run(&container)?;
         let root = &self.globals.root;
@@ -131,6 +137,24 @@ impl Engine {
     }
 
     fn launch(
+        &self,
+        container: &Container,
+        config: &ContainerConfig,
+        plan: StdioPlan,
+        console: Option<(u16, u16)>,
+        startup: &mut dyn Startup,
+    ) -> Result<(ShimClient, u32), EngineError> {
+        let (client, pid) = self.boot(container, config, plan, console, startup)?;
+        pass(&steps::CLI_START_CREATED);
+        startup.created()?;
+        client.start(None)?;
+        stages::stamp("cli", "started");
+        pass(&steps::CLI_START_STARTED);
+        Ok((client, pid))
+    }
+
+    /// Boots the container's VM and prepares its process.
+    pub(super) fn boot(
         &self,
         container: &Container,
         config: &ContainerConfig,
@@ -175,11 +199,6 @@ impl Engine {
         startup.spawned(&client)?;
         let pid = client.create(&CreateSpec { rootfs, stdio })?;
         stages::stamp("cli", "created");
-        pass(&steps::CLI_START_CREATED);
-        startup.created()?;
-        client.start(None)?;
-        stages::stamp("cli", "started");
-        pass(&steps::CLI_START_STARTED);
         Ok((client, pid))
     }
 
@@ -204,6 +223,9 @@ impl Engine {
         config: &ContainerConfig,
         plan: StdioPlan,
     ) -> Result<Stdio, EngineError> {
+        if plan == StdioPlan::Unused {
+            return Ok(Stdio { terminal: config.tty, ..Stdio::default() });
+        }
         let directory = self.globals.bundle_dir(&container.id);
         let fifo = |name: &str| -> Result<String, EngineError> {
             let path = directory.join(name);
@@ -216,7 +238,7 @@ impl Engine {
             StdioPlan::Detached if config.keeps_logs() => {
                 Ok(self.log_target(&container.id, config.log_rotation).uri())
             }
-            StdioPlan::Detached => Ok(String::new()),
+            StdioPlan::Detached | StdioPlan::Unused => Ok(String::new()),
         };
         let stderr = if config.tty { String::new() } else { output("stderr")? };
         Ok(Stdio { stdin, stdout: output("stdout")?, stderr, terminal: config.tty })

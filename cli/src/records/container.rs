@@ -62,6 +62,8 @@ pub struct Container {
     pub pid: u32,
     /// Its processes are frozen; only while it runs.
     pub paused: bool,
+    /// A command has its files in a VM while it does not run, or died with them there.
+    pub visited: bool,
 }
 
 #[cfg(test)]
@@ -87,6 +89,7 @@ impl Container {
             error: String::new(),
             pid: 0,
             paused: false,
+            visited: false,
         }
     }
 }
@@ -118,5 +121,6 @@ pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Container> {
         error: row.get(10)?,
         pid: u32::try_from(row.get::<_, i64>(11)?).unwrap_or(0),
         paused: row.get(12)?,
+        visited: row.get(13)?,
     })
 }

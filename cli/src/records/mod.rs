@@ -31,7 +31,7 @@ use container::from_row;
 pub use container::{Container, Ended, State};
 use lock::{ContainerLock, LockError, LockFile, Purpose};
 
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
     CREATE TABLE containers (
         number     INTEGER PRIMARY KEY AUTOINCREMENT,  -- names its bytes in the lock file
@@ -49,6 +49,7 @@ const MIGRATIONS: [&str; 2] = [
     );
 ",
     "ALTER TABLE containers ADD COLUMN paused INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE containers ADD COLUMN visited INTEGER NOT NULL DEFAULT 0",
 ];
 
 /// Generated names that are taken before giving up.
@@ -189,7 +190,8 @@ impl Records {
     /// Those whose state another process should be tending.
     pub fn tended(&self) -> Result<Vec<Container>, RecordError> {
         let sql = format!(
-            "{SELECT} WHERE state IN ('creating', 'starting', 'running', 'removing') ORDER BY number"
+            "{SELECT} WHERE state IN ('creating', 'starting', 'running', 'removing') OR visited
+             ORDER BY number"
         );
         self.query("list containers", &sql, [])
     }
@@ -254,6 +256,11 @@ impl Records {
         self.update("UPDATE containers SET paused = ?2 WHERE id = ?1", (id, paused))
     }
 
+    /// Written before a VM gets the container's files while it does not run, and after.
+    pub fn set_visited(&self, id: &str, visited: bool) -> Result<(), RecordError> {
+        self.update("UPDATE containers SET visited = ?2 WHERE id = ?1", (id, visited))
+    }
+
     /// Gives the container another name, which nobody else has.
     pub fn rename(&mut self, id: &str, name: &str) -> Result<(), RecordError> {
         let failed = database_error("rename a container");
@@ -299,7 +306,7 @@ fn keep_log(connection: &Connection, root: &Path) -> rusqlite::Result<()> {
 
 const SELECT: &str =
     "SELECT number, id, name, state, config, created, started, finished, exit_code,
-    oom_killed, error, pid, paused FROM containers";
+    oom_killed, error, pid, paused, visited FROM containers";
 
 /// A transaction that writes: what it reads does not change before.
 fn begin(connection: &mut Connection) -> rusqlite::Result<Transaction<'_>> {
