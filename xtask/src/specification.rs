@@ -1,4 +1,5 @@
-//! Holds `SPECIFICATION.md` to its word: every test it names exists.
+//! Holds `SPECIFICATION.md` and the table of compatibility to their word: every test they
+//! name exists.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -7,15 +8,17 @@ use anyhow::{Context, bail};
 use crate::workspace;
 
 pub(crate) fn check() -> anyhow::Result<()> {
-    let path = workspace::root().join("SPECIFICATION.md");
-    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let mut functions = BTreeSet::new();
     for directory in ["agent", "archive", "benches", "cli", "rootfs", "shim", "tests", "vmm"] {
         collect_functions(&workspace::root().join(directory), &mut functions)?;
     }
-    let missing: Vec<_> = promised(&text).filter(|name| !functions.contains(*name)).collect();
-    if !missing.is_empty() {
-        bail!("SPECIFICATION.md names tests that do not exist: {}", missing.join(", "));
+    for document in ["SPECIFICATION.md", "docs/compatibility.md"] {
+        let path = workspace::root().join(document);
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let missing: Vec<_> = promised(&text).filter(|name| !functions.contains(*name)).collect();
+        if !missing.is_empty() {
+            bail!("{document} names tests that do not exist: {}", missing.join(", "));
+        }
     }
     Ok(())
 }
