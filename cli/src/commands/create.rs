@@ -86,7 +86,12 @@ pub(super) fn resolve(
     })?;
     check_platform(name, &image)?;
     let caller = |variable: &str| std::env::var(variable).ok();
-    let config = options::resolve(flags, name, command, &image.config, &caller)?;
+    let mut inherited = Vec::new();
+    for text in &flags.volumes_from {
+        let (container, readonly) = options::mounts::volumes_from(text)?;
+        inherited.extend(engine.mounts_of(container, readonly)?);
+    }
+    let config = options::resolve(flags, name, command, &image.config, &caller, inherited)?;
     Ok((image, config))
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use super::{Engine, EngineError};
 use crate::{
-    config::{ContainerConfig, MountSource},
+    config::{ContainerConfig, Mount, MountSource},
     records::Container,
     volumes::{self, VolumeError, Volumes},
 };
@@ -39,6 +39,21 @@ impl Engine {
             volumes_of(&config).map(|(name, _)| name.to_owned()).collect::<Vec<_>>()
         };
         Ok(configs.flat_map(names).collect())
+    }
+
+    /// What another container mounts, for one that is to mount the same.
+    pub fn mounts_of(&self, container: &str, readonly: bool) -> Result<Vec<Mount>, EngineError> {
+        let container = self.records.find(container)?;
+        let damaged = || EngineError::Damaged { name: container.name.clone() };
+        let mut mounts = container.config.as_ref().ok_or_else(damaged)?.mounts.clone();
+        for mount in &mut mounts {
+            mount.readonly |= readonly;
+            mount.mode = None;
+            if let MountSource::Volume { copy, .. } = &mut mount.source {
+                *copy = false;
+            }
+        }
+        Ok(mounts)
     }
 
     /// Makes the volumes of a container whose record names them: so none is removed meanwhile.

@@ -179,6 +179,10 @@ pub struct ContainerFlags {
     #[arg(short, long, value_name = "list")]
     pub volume: Vec<String>,
 
+    /// Mount volumes from the specified container(s) (CONTAINER[:ro])
+    #[arg(long, value_name = "list")]
+    pub volumes_from: Vec<String>,
+
     /// Working directory inside the container
     #[arg(short, long, value_name = "string")]
     pub workdir: Option<String>,

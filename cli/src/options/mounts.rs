@@ -258,6 +258,16 @@ fn absolute(path: &str) -> Result<String, MountError> {
     })
 }
 
+/// `CONTAINER[:ro]`: the container, and whether what it mounts is read-only here.
+pub fn volumes_from(text: &str) -> Result<(&str, bool), MountError> {
+    match text.split_once(':') {
+        None => Ok((text, false)),
+        Some((name, "rw")) => Ok((name, false)),
+        Some((name, "ro")) => Ok((name, true)),
+        Some((_, mode)) => Err(MountError::Mode { text: text.to_owned(), mode: mode.to_owned() }),
+    }
+}
+
 /// Refuses two mounts in one place.
 pub fn refuse_duplicates(mounts: &[Mount], tmpfs: &[Tmpfs]) -> Result<(), MountError> {
     let mut seen = HashSet::new();
@@ -371,6 +381,14 @@ mod tests {
             let error = mount(text).unwrap_err().to_string();
             assert!(error.contains(words), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn volumes_come_from_containers() {
+        assert_eq!(volumes_from("web").unwrap(), ("web", false));
+        assert_eq!(volumes_from("web:rw").unwrap(), ("web", false));
+        assert_eq!(volumes_from("web:ro").unwrap(), ("web", true));
+        assert!(volumes_from("web:rx").unwrap_err().to_string().contains("invalid mode: rx"));
     }
 
     #[test]

@@ -8,15 +8,13 @@ type Row = (&'static str, Option<char>, bool, &'static str);
 
 const NETWORKS: &str = "networks are not part of this version; the container has a loopback only";
 const DRIVERS: &str = "there are volumes of the driver \"local\" only";
-const VOLUMES_FROM: &str =
-    "it is not part of this version; `-v` takes the same volumes by their names";
 const DEVICES: &str = "a microVM has no devices of the host";
 const NAMESPACES: &str = "the container has its microVM to itself; there is nothing to share";
 const HEALTH: &str = "health checks are not part of this version";
 const BLOCK_LIMITS: &str = "a microVM has no devices of the host; `--disk-bandwidth` and \
                             `--disk-iops` limit its own disks";
 
-const FLAGS: [Row; 44] = [
+const FLAGS: [Row; 43] = [
     ("add-host", None, true, NETWORKS),
     ("dns", None, true, NETWORKS),
     ("dns-option", None, true, NETWORKS),
@@ -31,7 +29,6 @@ const FLAGS: [Row; 44] = [
     ("publish", Some('p'), true, NETWORKS),
     ("publish-all", Some('P'), false, NETWORKS),
     ("volume-driver", None, true, DRIVERS),
-    ("volumes-from", None, true, VOLUMES_FROM),
     ("device", None, true, DEVICES),
     ("device-cgroup-rule", None, true, DEVICES),
     ("gpus", None, true, DEVICES),

@@ -79,13 +79,14 @@ pub fn check(flags: &ContainerFlags) -> Result<(), OptionError> {
 }
 
 /// The container's configuration. `command` is what stands after the image; `caller`
-/// looks up the caller's environment.
+/// looks up the caller's environment; `inherited` is what other containers mount.
 pub fn resolve(
     flags: &ContainerFlags,
     image_name: &str,
     command: &[String],
     image: &ImageConfiguration,
     caller: &dyn Fn(&str) -> Option<String>,
+    inherited: Vec<Mount>,
 ) -> Result<ContainerConfig, OptionError> {
     check(flags)?;
     let empty = Config::default();
@@ -94,7 +95,7 @@ pub fn resolve(
     let user_env = environment::from_flags(&flags.env_file, &flags.env, caller)?;
     let mut labels = image.labels().clone().unwrap_or_default().into_iter().collect::<Labels>();
     labels.extend(environment::labels(&flags.label_file, &flags.label)?);
-    let (mounts, tmpfs) = mounts_of(flags, image)?;
+    let (mounts, tmpfs) = mounts_of(flags, image, inherited)?;
     let log_driver = flags.log_driver.unwrap_or(LogDriver::JsonFile);
     let config = ContainerConfig {
         image: image_name.to_owned(),
@@ -175,11 +176,12 @@ fn stop_signal(flags: &ContainerFlags, image: &Config) -> Result<i32, OptionErro
     }
 }
 
-/// What `--volume`, `--mount` and `--tmpfs` mount, each in a place of its own, and the image's
-/// volumes in those that are left.
+/// What `--volume`, `--mount` and `--tmpfs` mount, each in a place of its own; in those that are
+/// left what is inherited, and then the image's volumes.
 fn mounts_of(
     flags: &ContainerFlags,
     image: &Config,
+    inherited: Vec<Mount>,
 ) -> Result<(Vec<Mount>, Vec<Tmpfs>), OptionError> {
     let mut tmpfs: Vec<Tmpfs> =
         flags.tmpfs.iter().map(|text| values::tmpfs(text)).collect::<Result<_, _>>()?;
@@ -192,11 +194,12 @@ fn mounts_of(
         }
     }
     mounts::refuse_duplicates(&mounts, &tmpfs)?;
-    for place in image.volumes().iter().flatten() {
-        let volume = mounts::anonymous(place, None)?;
-        let with_it = [mounts.as_slice(), &[volume]].concat();
-        if mounts::refuse_duplicates(&with_it, &tmpfs).is_ok() {
-            mounts = with_it;
+    let volumes = image.volumes().iter().flatten();
+    let volumes = volumes.map(|place| mounts::anonymous(place, None));
+    for mount in inherited.into_iter().map(Ok).chain(volumes) {
+        mounts.push(mount?);
+        if mounts::refuse_duplicates(&mounts, &tmpfs).is_err() {
+            mounts.pop();
         }
     }
     Ok((mounts, tmpfs))
@@ -336,7 +339,7 @@ mod tests {
         let run =
             Run::try_parse_from([&["run", "--hostname=h"], args].concat()).expect("known flags");
         let caller = |name: &str| (name == "HOST").then(|| "caller".to_owned());
-        resolve(&run.flags, "image", &run.words, &image(), &caller)
+        resolve(&run.flags, "image", &run.words, &image(), &caller, Vec::new())
     }
 
     #[test]

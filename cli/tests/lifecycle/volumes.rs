@@ -112,7 +112,18 @@ fn an_images_volumes_are_made_where_nothing_else_is_mounted() {
         .showed("\"Destination\":\"/logs\"")
         .showed("\"Name\":\"kept\"");
     assert_eq!(names(&host, "dangling=false").lines().count(), 2);
-    host.caisson(&["rm", "-v", "user"]).succeeded();
-    assert_eq!(names(&host, "driver=local"), "kept\n");
+    // Another takes what that one has, but where it mounts something itself.
+    let from = ["--volumes-from", "user:ro", "-v", "mine:/logs"];
+    host.caisson(&[&["create", "--name", "other"], &from[..], &["with"]].concat()).succeeded();
+    host.caisson(&["inspect", "-f", "{{json .Mounts}}", "other"])
+        .succeeded()
+        .showed("\"Name\":\"mine\"")
+        .showed("\"Name\":\"kept\"");
+    host.caisson(&["volume", "rm", "kept"]).exited_with(1).complained("volume is in use");
+    host.caisson(&["rm", "-v", "user", "other"]).succeeded();
+    assert_eq!(names(&host, "driver=local"), "kept\nmine\n");
+    host.caisson(&["create", "--volumes-from", "missing", "with"])
+        .exited_with(125)
+        .complained("No such container: missing");
     host.nothing_left();
 }
