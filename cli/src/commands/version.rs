@@ -106,7 +106,8 @@ mod tests {
     #[test]
     fn the_text_names_every_part() {
         let text = text(&versions());
-        for part in ["Client: Caisson", "Shim:", "VMM:", "Guest:", "Agent protocol:    1"] {
+        let protocol = format!("Agent protocol:    {}", caisson_agent_protocol::PROTOCOL_VERSION);
+        for part in ["Client: Caisson", "Shim:", "VMM:", "Guest:", &protocol] {
             assert!(text.contains(part), "{text}");
         }
     }
