@@ -42,7 +42,8 @@ pub use crate::progress::Progress;
 pub use crate::reference::{Reference, ReferenceError};
 pub use crate::save::SaveError;
 pub use crate::store::{
-    Freed, Image, ImageSummary, Removed, Store, StoreError, StoreOptions, migrate, open_database,
+    Freed, Image, ImageSummary, LayerUse, Removed, Store, StoreError, StoreOptions, migrate,
+    open_database,
 };
 #[doc(hidden)]
 pub use crate::unpack::worker;

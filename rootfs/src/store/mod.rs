@@ -23,6 +23,7 @@ mod remote;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
@@ -38,6 +39,7 @@ pub use self::gc::Freed;
 pub use self::images::{Image, ImageSummary, Removed};
 pub(crate) use self::remote::StoredImage;
 pub use self::schema::{migrate, open_database};
+pub use self::usage::LayerUse;
 use crate::digest::Digest;
 use crate::limits::Limits;
 use crate::unpack::Unpacker;
