@@ -14,7 +14,7 @@ const GROUPS: [(&str, &[&str]); 2] = [
             "import", "version", "info", "doctor",
         ],
     ),
-    ("Management Commands", &["container", "image", "machine", "volume"]),
+    ("Management Commands", &["container", "image", "machine", "system", "volume"]),
 ];
 
 /// Makes a derived command parse as Docker's do: flags may repeat, a value may begin with

@@ -6,6 +6,7 @@ pub mod attach;
 pub mod commands;
 pub mod config;
 pub mod engine;
+pub mod events;
 pub mod failure;
 pub mod format;
 pub mod globals;

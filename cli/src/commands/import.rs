@@ -6,7 +6,7 @@ use caisson_rootfs::{ImportConfig, ImportError, ImportSource, Reference, progres
 use clap::Args;
 
 use super::print_line;
-use crate::{engine::Engine, failure::CommandResult, globals::Globals};
+use crate::{engine::Engine, events::Event, failure::CommandResult, globals::Globals};
 
 #[derive(Args, Clone, Debug)]
 pub struct ImportArgs {
@@ -44,6 +44,8 @@ pub(super) fn import(globals: &Globals, args: &ImportArgs) -> CommandResult {
     let imported =
         engine.store.import(source, reference.as_ref(), &config, progress::on_stderr().as_ref());
     let id = imported.map_err(|source| Failed { input: args.file.clone(), source })?;
+    let told = reference.as_ref().map_or(id.to_string(), Reference::familiar);
+    Event::of_image(&told, "import").tell(&globals.root);
     print_line(&id.to_string())?;
     Ok(ExitCode::SUCCESS)
 }

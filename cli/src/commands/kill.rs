@@ -25,6 +25,7 @@ pub(super) fn kill(globals: &Globals, args: &KillArgs) -> CommandResult {
     for_each(&args.containers, |name| {
         let container = engine.records.find(name)?;
         let client = engine.connect_running(&container)?;
+        stop::tell_signal(&engine, &container, signal);
         client.kill(None, signal as u32, signal == libc::SIGKILL)?;
         if signal == libc::SIGKILL {
             stop::end(&engine, &container, &client, Some(KILLED_SECS))?;

@@ -6,11 +6,11 @@ use std::{
     process::ExitCode,
 };
 
-use caisson_rootfs::{LoadError, LoadSource, LoadedImage, progress};
+use caisson_rootfs::{LoadError, LoadSource, LoadedImage, Reference, progress};
 use clap::Args;
 
 use super::print_line;
-use crate::{engine::Engine, failure::CommandResult, globals::Globals};
+use crate::{engine::Engine, events::Event, failure::CommandResult, globals::Globals};
 
 #[derive(Args, Clone, Debug)]
 pub struct LoadArgs {
@@ -48,6 +48,9 @@ pub(super) fn load(globals: &Globals, args: &LoadArgs) -> CommandResult {
     let engine = Engine::open(globals)?;
     let loaded = engine.store.load(source, progress.as_ref());
     for image in loaded.map_err(|source| Failed::Load { input, source })? {
+        let told = image.references.first().map_or(image.id.to_string(), Reference::familiar);
+        let action = if args.pulled_as.is_some() { "pull" } else { "load" };
+        Event::of_image(&told, action).tell(&globals.root);
         if let Some(name) = &args.pulled_as {
             engine.store.add_repo_digest(&image.id, &name.parse()?)?;
             continue;

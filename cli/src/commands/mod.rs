@@ -9,6 +9,7 @@ mod cp;
 mod create;
 mod diff;
 mod doctor;
+mod events;
 mod exec;
 mod export;
 mod history;
@@ -39,6 +40,7 @@ mod search;
 mod start;
 mod stats;
 mod stop;
+mod system;
 mod tag;
 mod tool;
 mod top;
@@ -110,6 +112,13 @@ pub enum Command {
     /// Check what this host offers to containers
     #[command(override_usage = "caisson doctor [OPTIONS]")]
     Doctor(doctor::DoctorArgs),
+    /// Get real time events
+    ///
+    /// Events are kept in a bounded log; --since shows those before now. Container events are
+    /// create, start, kill, stop, oom, die, pause, unpause, rename, restart and destroy; image
+    /// events are pull, push, load, import, tag, untag and delete.
+    #[command(override_usage = "caisson events [OPTIONS]")]
+    Events(events::EventsArgs),
     /// Export a container's filesystem as a tar archive
     #[command(override_usage = "caisson export [OPTIONS] CONTAINER")]
     Export(export::ExportArgs),
@@ -175,6 +184,9 @@ pub enum Command {
     /// Stop one or more running containers
     #[command(override_usage = "caisson stop [OPTIONS] CONTAINER [CONTAINER...]")]
     Stop(stop::StopArgs),
+    /// Manage Caisson
+    #[command(override_usage = "caisson system COMMAND")]
+    System(system::SystemArgs),
     /// Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE
     #[command(override_usage = "caisson tag SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]")]
     Tag(tag::TagArgs),
@@ -213,6 +225,7 @@ pub fn dispatch(globals: &Globals, command: Command) -> CommandResult {
     let command = match command {
         Command::Container(args) => args.command.flatten(),
         Command::Image(args) => args.command.flatten(),
+        Command::System(args) => args.command.flatten(),
         command => command,
     };
     if command.touches_state() {
@@ -272,6 +285,7 @@ fn here(globals: &Globals, command: Command) -> CommandResult {
         Command::Create(args) => create::create(globals, &args),
         Command::Diff(args) => diff::diff(globals, &args),
         Command::Doctor(args) => doctor::doctor(globals, &args),
+        Command::Events(args) => events::events(globals, &args),
         Command::Exec(args) => exec::exec(globals, &args),
         Command::Export(args) => export::export(globals, &args),
         Command::Image(image::ImageArgs { command: ImageCommand::Prune(args) }) => {
@@ -309,6 +323,7 @@ fn here(globals: &Globals, command: Command) -> CommandResult {
         Command::Start(args) => start::start(globals, &args),
         Command::Stats(args) => stats::stats(globals, &args),
         Command::Stop(args) => stop::stop(globals, &args),
+        Command::System(args) => system::system(globals, args),
         Command::Tag(args) => tag::tag(globals, &args),
         Command::Top(args) => top::top(globals, &args),
         Command::Unpause(args) => pause::unpause(globals, &args),
@@ -344,6 +359,9 @@ impl Command {
             Self::Image(image::ImageArgs { command: ImageCommand::Prune(args) }) => !args.force,
             Self::Cp(args) => args.reads_input(),
             Self::Volume(volume::VolumeArgs { command: volume::VolumeCommand::Prune(args) }) => {
+                !args.force
+            }
+            Self::System(system::SystemArgs { command: system::SystemCommand::Prune(args) }) => {
                 !args.force
             }
             Self::Exec(args) => args.interactive,

@@ -12,7 +12,7 @@ use std::{
 use caisson_rootfs::ImageSummary;
 use clap::Args;
 
-use super::print_line;
+use super::{print_line, rmi};
 use crate::{
     engine::{Engine, EngineError, RemovedVolumes},
     failure::{CommandResult, Failure},
@@ -85,6 +85,8 @@ enum PruneError {
     UnknownFilter { text: String, known: &'static str },
     #[error("invalid filter {text:?}")]
     InvalidTime { text: String, source: InvalidTime },
+    #[error("the \"until\" filter is not supported with \"--volumes\"")]
+    UntilWithVolumes,
     #[error("read the answer")]
     Answer(#[source] io::Error),
     #[error("nothing was removed: the answer was not \"y\"; --force does without the question")]
@@ -101,6 +103,16 @@ pub(super) fn containers(globals: &Globals, args: &ContainerPruneArgs) -> Comman
     confirm(args.force, "This will remove all stopped containers.")?;
     let engine = Engine::open(globals)?;
     let mut deleted = Deleted::new("Deleted Containers:");
+    let freed_bytes = remove_stopped(&engine, &filters, &mut deleted)?;
+    deleted.reclaimed(freed_bytes)
+}
+
+/// Removes containers that do not run; what they took of the disk.
+fn remove_stopped(
+    engine: &Engine,
+    filters: &[Filter],
+    deleted: &mut Deleted,
+) -> Result<u64, Failure> {
     let mut freed_bytes = 0;
     for container in engine.records.all()? {
         let stopped = matches!(container.state, State::Created | State::Exited);
@@ -113,21 +125,22 @@ pub(super) fn containers(globals: &Globals, args: &ContainerPruneArgs) -> Comman
             deleted.print(&container.id)?;
         }
     }
-    deleted.reclaimed(freed_bytes)
+    Ok(freed_bytes)
 }
 
 pub(super) fn images(globals: &Globals, args: &ImagePruneArgs) -> CommandResult {
     let mut all = args.all;
-    let mut until = UnixNanos::MAX;
+    let mut filters = Vec::new();
     let now = units::now();
     for text in &args.filter {
         match text.as_str() {
             "dangling=false" => all = true,
             "dangling=true" => all = false,
-            _ => match Filter::parse(text, now)? {
-                Some(Filter::Until(time)) => until = until.min(time),
-                _ => return Err(unknown_filter(text, "dangling= and until=").into()),
-            },
+            _ => {
+                let known = "dangling=, until=, label= and label!=";
+                let unknown = || unknown_filter(text, known);
+                filters.push(Filter::parse(text, now)?.ok_or_else(unknown)?);
+            }
         }
     }
     let what = match all {
@@ -137,15 +150,97 @@ pub(super) fn images(globals: &Globals, args: &ImagePruneArgs) -> CommandResult 
     confirm(args.force, what)?;
     let engine = Engine::open(globals)?;
     let mut deleted = Deleted::new("Deleted Images:");
+    let freed_bytes = remove_unused(&engine, all, &filters, &mut deleted)?;
+    deleted.reclaimed(freed_bytes)
+}
+
+/// Removes images that no container uses, with `all` those with a name too; what came free.
+fn remove_unused(
+    engine: &Engine,
+    all: bool,
+    filters: &[Filter],
+    deleted: &mut Deleted,
+) -> Result<u64, Failure> {
     for image in engine.store.images()? {
-        if is_unused(&image, all, until) {
+        let unused = image.leases == 0 && (all || image.references.is_empty());
+        if unused && filters.iter().all(|filter| selects_image(engine, filter, &image)) {
             let removed = engine.store.remove(&image.id.to_string(), all)?;
+            rmi::tell_removed(engine, &removed);
             let untagged = removed.untagged.iter().map(|name| format!("untagged: {name}"));
             let gone = removed.deleted.iter().map(|id| format!("deleted: {id}"));
             untagged.chain(gone).try_for_each(|line| deleted.print(&line))?;
         }
     }
-    deleted.reclaimed(engine.store.gc()?.bytes)
+    Ok(engine.store.gc()?.bytes)
+}
+
+/// An image whose age is not known is not older than anything; one that is damaged has no
+/// labels.
+fn selects_image(engine: &Engine, filter: &Filter, image: &ImageSummary) -> bool {
+    let created = image.created.as_deref().and_then(units::parse_rfc3339);
+    let labels = match filter {
+        Filter::Until(_) => BTreeMap::new(),
+        Filter::Label { .. } => labels_of(engine, image),
+    };
+    filter.selects(created.unwrap_or(UnixNanos::MAX), &labels)
+}
+
+fn labels_of(engine: &Engine, image: &ImageSummary) -> BTreeMap<String, String> {
+    let found = engine.store.resolve(&image.id.to_string()).ok();
+    let config = found.and_then(|image| image.config.config().clone());
+    let labels = config.and_then(|config| config.labels().clone()).unwrap_or_default();
+    labels.into_iter().collect()
+}
+
+#[derive(Args, Clone, Debug)]
+pub(super) struct SystemPruneArgs {
+    /// Remove all unused images not just dangling ones
+    #[arg(short, long)]
+    all: bool,
+
+    /// Provide filter values (e.g. "label=<key>=<value>")
+    #[arg(long, value_name = "filter")]
+    filter: Vec<String>,
+
+    /// Do not prompt for confirmation
+    #[arg(short, long)]
+    pub(super) force: bool,
+
+    /// Prune anonymous volumes
+    #[arg(long)]
+    volumes: bool,
+}
+
+pub(super) fn system(globals: &Globals, args: &SystemPruneArgs) -> CommandResult {
+    let now = units::now();
+    let mut filters = Vec::new();
+    for text in &args.filter {
+        let unknown = || unknown_filter(text, "until=, label= and label!=");
+        let filter = Filter::parse(text, now)?.ok_or_else(unknown)?;
+        if args.volumes && matches!(filter, Filter::Until(_)) {
+            return Err(PruneError::UntilWithVolumes.into());
+        }
+        filters.push(filter);
+    }
+    let mut what = "This will remove:\n  - all stopped containers".to_owned();
+    if args.volumes {
+        what.push_str("\n  - all anonymous volumes not used by at least one container");
+    }
+    what.push_str(match args.all {
+        true => "\n  - all images without at least one container associated to them",
+        false => "\n  - all dangling images",
+    });
+    confirm(args.force, &format!("{what}\n"))?;
+    let engine = Engine::open(globals)?;
+    let mut deleted = Deleted::new("Deleted Containers:");
+    let mut freed_bytes = remove_stopped(&engine, &filters, &mut deleted)?;
+    if args.volumes {
+        deleted.begin("Deleted Volumes:");
+        freed_bytes += remove_unused_volumes(&engine, false, &filters, &mut deleted)?;
+    }
+    deleted.begin("Deleted Images:");
+    freed_bytes += remove_unused(&engine, args.all, &filters, &mut deleted)?;
+    deleted.reclaimed(freed_bytes)
 }
 
 pub(super) fn volumes(globals: &Globals, args: &VolumePruneArgs) -> CommandResult {
@@ -170,6 +265,18 @@ pub(super) fn volumes(globals: &Globals, args: &VolumePruneArgs) -> CommandResul
     )?;
     let engine = Engine::open(globals)?;
     let mut deleted = Deleted::new("Deleted Volumes:");
+    let freed_bytes = remove_unused_volumes(&engine, all, &filters, &mut deleted)?;
+    deleted.reclaimed(freed_bytes)
+}
+
+/// Removes volumes that no container uses, with `all` those with a name too; what they took
+/// of the disk.
+fn remove_unused_volumes(
+    engine: &Engine,
+    all: bool,
+    filters: &[Filter],
+    deleted: &mut Deleted,
+) -> Result<u64, Failure> {
     let mut freed_bytes = 0;
     let volumes = engine.volumes()?;
     for volume in volumes.all()? {
@@ -187,19 +294,11 @@ pub(super) fn volumes(globals: &Globals, args: &VolumePruneArgs) -> CommandResul
             }
         }
     }
-    deleted.reclaimed(freed_bytes)
+    Ok(freed_bytes)
 }
 
 fn unknown_filter(text: &str, known: &'static str) -> PruneError {
     PruneError::UnknownFilter { text: text.to_owned(), known }
-}
-
-/// What no container uses, has no name unless those count too, and is old enough. An image
-/// whose age is not known is not older than anything.
-fn is_unused(image: &ImageSummary, all: bool, until: UnixNanos) -> bool {
-    let created = image.created.as_deref().and_then(units::parse_rfc3339);
-    let old = until == UnixNanos::MAX || created.is_some_and(|created| created < until);
-    image.leases == 0 && (all || image.references.is_empty()) && old
 }
 
 impl Filter {
@@ -256,22 +355,33 @@ fn confirm(force: bool, what: &str) -> Result<(), Failure> {
 /// What has been removed, line by line as it happens, below a heading if there is anything.
 struct Deleted {
     heading: Option<&'static str>,
+    /// Something stands above the heading.
+    follows: bool,
 }
 
 impl Deleted {
     fn new(heading: &'static str) -> Self {
-        Self { heading: Some(heading) }
+        Self { heading: Some(heading), follows: false }
+    }
+
+    /// Goes on with what is of another kind.
+    fn begin(&mut self, heading: &'static str) {
+        self.follows |= self.heading.is_none();
+        self.heading = Some(heading);
     }
 
     fn print(&mut self, line: &str) -> Result<(), Failure> {
         if let Some(heading) = self.heading.take() {
+            if self.follows {
+                print_line("")?;
+            }
             print_line(heading)?;
         }
         print_line(line)
     }
 
     fn reclaimed(self, bytes: u64) -> CommandResult {
-        if self.heading.is_none() {
+        if self.heading.is_none() || self.follows {
             print_line("")?;
         }
         print_line(&format!("Total reclaimed space: {}", units::human_size(bytes)))?;
@@ -281,7 +391,7 @@ impl Deleted {
 
 /// What the files below a directory take of the disk; those that cannot be read count
 /// nothing. Links are not followed.
-fn allocated_bytes(directory: &Path) -> u64 {
+pub(super) fn allocated_bytes(directory: &Path) -> u64 {
     let mut bytes = 0;
     let mut directories = vec![directory.to_owned()];
     while let Some(directory) = directories.pop() {

@@ -15,6 +15,7 @@ use super::beside_machine::{run_in_machine, staging_directory};
 use super::registry::{Direction, RegistryFlags, Teller};
 use crate::{
     engine::Engine,
+    events::Event,
     failure::{CommandResult, Failure},
     globals::Globals,
 };
@@ -118,6 +119,7 @@ fn pull_one(
     let (digest, up_to_date) = match destination {
         Destination::Here(engine) => {
             let pulled = engine.store.pull(client, name, platform, progress.as_ref())?;
+            Event::of_image(&name.familiar(), "pull").tell(&engine.globals.root);
             (pulled.digest, pulled.up_to_date)
         }
         Destination::Machine(globals) => {

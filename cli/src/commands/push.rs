@@ -12,6 +12,7 @@ use super::beside_machine::{run_in_machine, staging_directory};
 use super::registry::{Direction, RegistryFlags, Teller};
 use crate::{
     engine::Engine,
+    events::Event,
     failure::{CommandResult, Failure},
     globals::Globals,
 };
@@ -58,6 +59,7 @@ pub(super) fn push(globals: &Globals, args: &PushArgs) -> CommandResult {
         known.map_err(|source| PushError::NoImage { name: name.familiar(), source })?;
         let progress = teller.progress(Direction::Push);
         let pushed = engine.store.push(&client, &name, progress.as_ref())?;
+        Event::of_image(&name.familiar(), "push").tell(&globals.root);
         drop(progress);
         end(&name, &pushed.digest.to_string(), pushed.bytes, teller)?;
     }

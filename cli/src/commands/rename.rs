@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::{
     engine::Engine,
+    events::Event,
     failure::{CommandResult, Failure},
     globals::Globals,
     names,
@@ -29,5 +30,9 @@ pub(super) fn rename(globals: &Globals, args: &RenameArgs) -> CommandResult {
         return Err(Failure::message("the new name is the name that the container has"));
     }
     engine.records.rename(&container.id, name)?;
+    let renamed = engine.records.by_id(&container.id)?;
+    Event::of_container(&renamed, "rename")
+        .with("oldName", format!("/{}", container.name))
+        .tell(&globals.root);
     Ok(ExitCode::SUCCESS)
 }

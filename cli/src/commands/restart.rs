@@ -6,12 +6,7 @@ use super::{
     for_each, start,
     stop::{self, StopFlags},
 };
-use crate::{
-    engine::Engine,
-    failure::{CommandResult, Failure},
-    globals::Globals,
-    records::State,
-};
+use crate::{engine::Engine, failure::CommandResult, globals::Globals, records::State};
 
 #[derive(Args, Clone, Debug)]
 pub struct RestartArgs {
@@ -28,14 +23,11 @@ pub(super) fn restart(globals: &Globals, args: &RestartArgs) -> CommandResult {
     for_each(&args.containers, |name| {
         let container = engine.records.find(name)?;
         if container.state == State::Running {
-            if container.config.as_ref().is_some_and(|config| config.auto_remove) {
-                return Err(Failure::message(format!(
-                    "container {name} was made with --rm: its end removes it, and it cannot be \
-                     restarted; make it without --rm"
-                )));
-            }
+            engine.records.set_restarting(&container.id)?;
             stop::stop_one(&engine, &container, patience)?;
         }
-        start::start_detached(&engine, name).map(Some)
+        let started = start::start_detached(&engine, name)?;
+        engine.tell(&engine.records.find(name)?, "restart");
+        Ok(Some(started))
     })
 }

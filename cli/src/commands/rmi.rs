@@ -1,11 +1,12 @@
 //! `rmi`: remove images or names of them.
 
-use caisson_rootfs::StoreError;
+use caisson_rootfs::{Removed, StoreError};
 use clap::Args;
 
 use super::{for_each, print_line};
 use crate::{
     engine::Engine,
+    events::Event,
     failure::{CommandResult, Failure},
     globals::Globals,
     names::short_id,
@@ -39,10 +40,20 @@ pub(super) fn rmi(globals: &Globals, args: &RmiArgs) -> CommandResult {
     for_each(&args.images, |name| {
         let removed =
             engine.store.remove(name, args.force).map_err(|error| explain(&engine, error))?;
+        tell_removed(&engine, &removed);
         removed.untagged.iter().try_for_each(|name| print_line(&format!("Untagged: {name}")))?;
         removed.deleted.iter().try_for_each(|id| print_line(&format!("Deleted: {id}")))?;
         Ok(None)
     })
+}
+
+/// Tells what has gone.
+pub(super) fn tell_removed(engine: &Engine, removed: &Removed) {
+    let untagged = removed.untagged.iter().map(|name| (name, "untag"));
+    let deleted = removed.deleted.iter().map(|id| (id, "delete"));
+    for (image, action) in untagged.chain(deleted) {
+        Event::of_image(image, action).tell(&engine.globals.root);
+    }
 }
 
 /// Names the containers that use the image.

@@ -9,6 +9,7 @@ use nix::libc;
 use super::for_each;
 use crate::{
     engine::Engine,
+    events::Event,
     failure::{CommandResult, Failure},
     globals::Globals,
     options::signal,
@@ -78,6 +79,7 @@ pub(super) fn stop_one(
     let own = own.map(|seconds| i64::try_from(seconds).unwrap_or(i64::MAX));
     let timeout_secs = patience.timeout_secs.or(own).unwrap_or(DEFAULT_TIMEOUT_SECS);
     let client = engine.connect_running(container)?;
+    tell_signal(engine, container, signal);
     if let Err(error) = client.kill(None, signal as u32, false) {
         tracing::debug!(%error, "signal {signal} to {}", container.id);
     }
@@ -87,7 +89,14 @@ pub(super) fn stop_one(
     {
         tracing::debug!(%error, "resume {}", container.id);
     }
-    end(engine, container, &client, u64::try_from(timeout_secs).ok())
+    end(engine, container, &client, u64::try_from(timeout_secs).ok())?;
+    engine.tell(container, "stop");
+    Ok(())
+}
+
+/// Tells that a signal is sent: before it is, as another process may tell the end that follows.
+pub(super) fn tell_signal(engine: &Engine, container: &Container, signal: i32) {
+    Event::of_container(container, "kill").with("signal", signal).tell(&engine.globals.root);
 }
 
 /// Waits for the end, for `timeout_secs` if there is a limit; then kills. The end is
@@ -111,6 +120,7 @@ pub(super) fn end(
     let waited = match waited {
         Some(waited) => waited,
         None => {
+            tell_signal(engine, container, libc::SIGKILL);
             client.kill(None, libc::SIGKILL as u32, true)?;
             client.wait(None)
         }

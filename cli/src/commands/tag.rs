@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use caisson_rootfs::Reference;
 use clap::Args;
 
-use crate::{engine::Engine, failure::CommandResult, globals::Globals};
+use crate::{engine::Engine, events::Event, failure::CommandResult, globals::Globals};
 
 #[derive(Args, Clone, Debug)]
 pub struct TagArgs {
@@ -18,6 +18,8 @@ pub struct TagArgs {
 
 pub(super) fn tag(globals: &Globals, args: &TagArgs) -> CommandResult {
     let target: Reference = args.target.parse()?;
-    Engine::open(globals)?.store.tag(&args.source, &target.with_default_tag())?;
+    let target = target.with_default_tag();
+    Engine::open(globals)?.store.tag(&args.source, &target)?;
+    Event::of_image(&target.familiar(), "tag").tell(&globals.root);
     Ok(ExitCode::SUCCESS)
 }

@@ -43,6 +43,7 @@ impl Engine {
         hit(&steps::CLI_CREATE_RECORD).map_err(io_error("record", &self.globals.root))?;
         let (container, lock) = self.records.insert(&id, new.name, &config)?;
         pass(&steps::CLI_CREATE_RECORDED);
+        self.tell(&container, "create");
         if let Err(error) = self.furnish(&container, new.image, &config) {
             // The first error is the one to tell; what cannot be undone now is reaped later.
             if let Err(clean_up) = self.discard(&container, Volumes::Remove) {

@@ -10,6 +10,7 @@ use caisson_shim::{
 
 use super::{Engine, EngineError, bundle, io_error, process::Process, remove::Volumes};
 use crate::{
+    events::Event,
     format::units,
     records::{Container, Ended, RecordError, State},
 };
@@ -59,7 +60,9 @@ impl Engine {
         if now.state != State::Running || now.started != container.started {
             return Ok(());
         }
-        if now.config.as_ref().is_some_and(|config| config.auto_remove) {
+        self.tell_end(&now, ended);
+        let goes = now.config.as_ref().is_some_and(|config| config.auto_remove);
+        if goes && !now.restarting {
             self.records.set_state(&now.id, State::Removing)?;
             return self.discard(&now, Volumes::Remove);
         }
@@ -68,6 +71,18 @@ impl Engine {
         hit(&steps::CLI_FINISH_RECORD)
             .map_err(io_error("record the end in", &self.globals.root))?;
         Ok(self.records.set_exited(&now.id, ended)?)
+    }
+
+    fn tell_end(&self, container: &Container, ended: &Ended) {
+        if ended.oom_killed {
+            self.tell(container, "oom");
+        }
+        let seconds = container.started.map(|started| ended.at.saturating_sub(started));
+        let seconds = seconds.unwrap_or(0).max(0) / 1_000_000_000;
+        Event::of_container(container, "die")
+            .with("exitCode", ended.code)
+            .with("execDuration", seconds)
+            .tell(&self.globals.root);
     }
 
     /// Ends the container's shim and with it whatever runs, and waits until it is gone: it

@@ -33,6 +33,7 @@ pub use usage::Sample;
 pub use visit::Visit;
 
 use crate::{
+    events::Event,
     globals::Globals,
     records::{Container, RecordError, Records},
     spec::SpecError,
@@ -134,6 +135,11 @@ impl Engine {
             return Err(EngineError::NotRunning { name: container.name.clone() });
         }
         self.connect(container)
+    }
+
+    /// Tells that `action` has happened to the container.
+    pub fn tell(&self, container: &Container, action: &str) {
+        Event::of_container(container, action).tell(&self.globals.root);
     }
 
     fn assets(&self) -> Result<Assets, EngineError> {

@@ -32,7 +32,10 @@ impl Engine {
         match (was_paused, paused) {
             (true, true) => Err(EngineError::AlreadyPaused { name }),
             (false, false) => Err(EngineError::NotPaused { name }),
-            _ => Ok(()),
+            _ => {
+                self.tell(container, if paused { "pause" } else { "unpause" });
+                Ok(())
+            }
         }
     }
 }

@@ -55,6 +55,8 @@ impl Engine {
         self.store.release(&lease_owner(&container.id))?;
         hit(&steps::CLI_REMOVE_ROW)
             .map_err(io_error("record the removal in", &self.globals.root))?;
-        Ok(self.records.delete(&container.id)?)
+        self.records.delete(&container.id)?;
+        self.tell(container, "destroy");
+        Ok(())
     }
 }

@@ -126,7 +126,10 @@ impl Engine {
             Ok((client, self.records.by_id(&container.id)?))
         });
         let started = match launched {
-            Ok((client, container)) => Ok(Started { client, container, watch }),
+            Ok((client, container)) => {
+                self.tell(&container, "start");
+                Ok(Started { client, container, watch })
+            }
             Err(error) => {
                 self.undo_start(&container, &error);
                 Err(error)

@@ -64,6 +64,8 @@ pub struct Container {
     pub paused: bool,
     /// A command has its files in a VM while it does not run, or died with them there.
     pub visited: bool,
+    /// It is stopped to be started again.
+    pub restarting: bool,
 }
 
 #[cfg(test)]
@@ -90,6 +92,7 @@ impl Container {
             pid: 0,
             paused: false,
             visited: false,
+            restarting: false,
         }
     }
 }
@@ -122,5 +125,6 @@ pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Container> {
         pid: u32::try_from(row.get::<_, i64>(11)?).unwrap_or(0),
         paused: row.get(12)?,
         visited: row.get(13)?,
+        restarting: row.get(14)?,
     })
 }

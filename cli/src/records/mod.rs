@@ -31,7 +31,7 @@ use container::from_row;
 pub use container::{Container, Ended, State};
 use lock::{ContainerLock, LockError, LockFile, Purpose};
 
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
     CREATE TABLE containers (
         number     INTEGER PRIMARY KEY AUTOINCREMENT,  -- names its bytes in the lock file
@@ -50,6 +50,7 @@ const MIGRATIONS: [&str; 3] = [
 ",
     "ALTER TABLE containers ADD COLUMN paused INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE containers ADD COLUMN visited INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE containers ADD COLUMN restarting INTEGER NOT NULL DEFAULT 0",
 ];
 
 /// Generated names that are taken before giving up.
@@ -230,7 +231,8 @@ impl Records {
     pub fn set_running(&self, id: &str, pid: u32) -> Result<(), RecordError> {
         self.update(
             "UPDATE containers SET state = 'running', pid = ?2, started = ?3, finished = NULL,
-                exit_code = 0, oom_killed = 0, error = '', paused = 0 WHERE id = ?1",
+                exit_code = 0, oom_killed = 0, error = '', paused = 0, restarting = 0
+             WHERE id = ?1",
             (id, pid, units::now()),
         )
     }
@@ -259,6 +261,12 @@ impl Records {
     /// Written before a VM gets the container's files while it does not run, and after.
     pub fn set_visited(&self, id: &str, visited: bool) -> Result<(), RecordError> {
         self.update("UPDATE containers SET visited = ?2 WHERE id = ?1", (id, visited))
+    }
+
+    /// Its next end is not its last: it does not go with it, whatever it was made with. Until
+    /// it runs again.
+    pub fn set_restarting(&self, id: &str) -> Result<(), RecordError> {
+        self.update("UPDATE containers SET restarting = 1 WHERE id = ?1", [id])
     }
 
     /// Gives the container another name, which nobody else has.
@@ -306,7 +314,8 @@ fn keep_log(connection: &Connection, root: &Path) -> rusqlite::Result<()> {
 
 const SELECT: &str =
     "SELECT number, id, name, state, config, created, started, finished, exit_code,
-    oom_killed, error, pid, paused, visited FROM containers";
+    oom_killed, error, pid, paused, visited,
+    restarting FROM containers";
 
 /// A transaction that writes: what it reads does not change before.
 fn begin(connection: &mut Connection) -> rusqlite::Result<Transaction<'_>> {

@@ -12,5 +12,6 @@ mod host;
 mod images;
 mod life;
 mod streams;
+mod system;
 mod terminal;
 mod volumes;
