@@ -79,7 +79,8 @@ impl Kind {
     fn frame(&self) -> Frame {
         match self {
             Self::Hello { argv, env, cwd, numbers, size } => {
-                let texts = |list: &[Vec<u8>]| list.iter().map(|bytes| text(bytes)).collect();
+                let texts =
+                    |list: &[Vec<u8>]| list.iter().map(|bytes| text(bytes)).collect::<Vec<_>>();
                 let (version, umask, time_ns) = *numbers;
                 let terminal = size.map(|(columns, rows)| Terminal {
                     stdin: columns % 2 == 0,
@@ -89,7 +90,17 @@ impl Kind {
                     rows,
                 });
                 let (argv, env, cwd) = (texts(argv), texts(env), text(cwd));
-                Frame::Hello(Box::new(Hello { version, argv, env, cwd, umask, terminal, time_ns }))
+                let shared = argv.clone();
+                Frame::Hello(Box::new(Hello {
+                    version,
+                    argv,
+                    env,
+                    cwd,
+                    shared,
+                    umask,
+                    terminal,
+                    time_ns,
+                }))
             }
             Self::Go => Frame::Go,
             Self::Stdin(bytes, times) => Frame::Stdin(data(bytes, *times)),

@@ -24,14 +24,15 @@ fn directories_and_files_are_the_hosts_own() {
         chmod 600 /data/sub/out; chown 7:8 /data/sub/out; ln -s /etc/passwd /data/link
         head -c 2000000 /dev/zero > /data/large; echo more >> /data/sub/out
         ls /again; rm /again/in; ls /data/in 2>&1; grep -c ' /shares\\| virtiofs ' /proc/mounts";
-    let arguments =
-        ["run", "--rm", "-v", "./data:/data", "-v", &binding, "-v", "./data:/again", "busybox"];
-    caisson_in(host, scratch.path(), &[&arguments[..], &["sh", "-c", script]].concat())
-        .succeeded()
-        .printed(
-            "from the host\n3145728\nconf\nin\nlarge\nlink\nsub\n\
+    // From another directory: in the machine too, what is named is the host's.
+    let data = at("data").display().to_string();
+    let places = [format!("{data}:/data"), format!("{data}:/again")];
+    let mounts = ["-v", &places[0], "-v", &binding, "-v", &places[1]];
+    let run = [&["run", "--rm"], &mounts[..], &["busybox", "sh", "-c", script]].concat();
+    host.caisson(run).succeeded().printed(
+        "from the host\n3145728\nconf\nin\nlarge\nlink\nsub\n\
              ls: /data/in: No such file or directory\n3\n",
-        );
+    );
     assert_eq!(fs::read_to_string(at("data/sub/out")).expect("a file"), "out\nmore\n");
     let out = fs::metadata(at("data/sub/out")).expect("a file");
     assert_eq!(out.permissions().mode() & 0o777, 0o600);

@@ -59,6 +59,9 @@ pub struct Hello {
     pub env: Vec<Text>,
     /// Absolute; shared writable with the host.
     pub cwd: Text,
+    /// Further directories and files of the host to share writable; absolute, without links.
+    #[serde(default)]
+    pub shared: Vec<Text>,
     pub umask: u32,
     /// The terminal to make, if any of the three standard streams is one.
     pub terminal: Option<Terminal>,

@@ -97,7 +97,8 @@ fn prepare(hello: &Hello, share: Option<&HostShare>) -> Result<(), Refusal> {
     }
     if let Some(share) = share {
         super::boot::set_clock(hello.time_ns);
-        share.enter(Path::new(hello.cwd.as_os_str()))?;
+        let shared = hello.shared.iter().map(|path| Path::new(path.as_os_str()));
+        share.enter(Path::new(hello.cwd.as_os_str()), shared)?;
     }
     Ok(())
 }

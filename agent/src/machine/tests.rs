@@ -44,6 +44,7 @@ fn hello(argv: &[&str]) -> Hello {
         argv: argv.iter().map(Into::into).collect(),
         env: vec!["PATH=/usr/bin:/bin".into(), "GREETING=hi".into()],
         cwd: "/".into(),
+        shared: Vec::new(),
         umask: 0o027,
         terminal: None,
         time_ns: 0,

@@ -1,7 +1,8 @@
-//! The session's working directory, shared writable with the host.
+//! The session's working directory, and what else the command shall change on the host,
+//! shared writable.
 //!
-//! The session gets a mount namespace of its own in which the host's directory is bound
-//! over the same path. Everything else stays shared with the other sessions: a mount that
+//! The session gets a mount namespace of its own in which the host's directories are bound
+//! over the same paths. Everything else stays shared with the other sessions: a mount that
 //! one of them makes under `/run` or `/mnt` is seen by all, as on any host.
 
 use std::{
@@ -52,11 +53,17 @@ impl HostShare {
         Self { root, own }
     }
 
-    /// Binds the host's `cwd` over the same path for this process and its children, and
-    /// enters it.
-    pub(super) fn enter(&self, cwd: &Path) -> Result<(), WorkdirError> {
-        if self.is_shareable(cwd) {
-            self.bind(cwd)?;
+    /// Binds the host's `cwd` and what else is `shared` over the same paths for this process
+    /// and its children, and enters the first.
+    pub(super) fn enter<'a>(
+        &self,
+        cwd: &'a Path,
+        shared: impl Iterator<Item = &'a Path>,
+    ) -> Result<(), WorkdirError> {
+        let wanted = std::iter::once(cwd).chain(shared);
+        let wanted = outermost(wanted.filter(|path| self.is_shareable(path)));
+        if !wanted.is_empty() {
+            self.bind(&wanted)?;
         }
         chdir(cwd).map_err(|source| WorkdirError::Enter { path: cwd.into(), source })
     }
@@ -68,34 +75,61 @@ impl HostShare {
             && !self.own.iter().any(|own| cwd.starts_with(own))
     }
 
-    fn bind(&self, cwd: &Path) -> Result<(), WorkdirError> {
+    fn bind(&self, paths: &[&Path]) -> Result<(), WorkdirError> {
         let mounts = read_mount_points()?;
-        let failed = |path: &Path| {
-            let path = path.to_path_buf();
-            move |source| WorkdirError::Mount { path, source }
-        };
         // A mount can be cloned only within its namespace, so before leaving it.
-        let inside = cwd.strip_prefix("/").unwrap_or(cwd);
-        let share = open_tree(self.root.as_raw_fd(), inside, false)
-            .map_err(|source| WorkdirError::OpenHost { path: cwd.into(), source })?;
-        fs::create_dir_all(cwd)
-            .map_err(|source| WorkdirError::MakeDirectory { path: cwd.into(), source })?;
+        let shares = paths.iter().map(|path| Ok((*path, self.clone_host(path)?)));
+        let shares = shares.collect::<Result<Vec<_>, WorkdirError>>()?;
         unshare(CloneFlags::CLONE_NEWNS).map_err(WorkdirError::Unshare)?;
-        let beneath = topmost_beneath(cwd, &mounts);
-        let covered: Vec<_> = beneath
-            .iter()
-            .map(|path| Ok((path, open_tree(libc::AT_FDCWD, path, true).map_err(failed(path))?)))
-            .collect::<Result<_, WorkdirError>>()?;
-        let parent = parent_mount(cwd, &mounts);
-        let without_peers = Unshared::new(parent).map_err(failed(parent))?;
-        attach(&share, cwd).map_err(failed(cwd))?;
-        without_peers.rejoin().map_err(failed(parent))?;
-        // What the machine has mounted below the directory stays visible in it.
-        for (path, tree) in covered {
-            attach(&tree, path).map_err(failed(path))?;
-        }
-        Ok(())
+        shares.iter().try_for_each(|(path, share)| cover(path, share, &mounts))
     }
+
+    /// The host's `path`, and a place for it.
+    fn clone_host(&self, path: &Path) -> Result<OwnedFd, WorkdirError> {
+        let inside = path.strip_prefix("/").unwrap_or(path);
+        let share = open_tree(self.root.as_raw_fd(), inside, false)
+            .map_err(|source| WorkdirError::OpenHost { path: path.into(), source })?;
+        if !path.exists() {
+            fs::create_dir_all(path)
+                .map_err(|source| WorkdirError::MakeDirectory { path: path.into(), source })?;
+        }
+        Ok(share)
+    }
+}
+
+/// Mounts `share` over `path`, in this namespace alone. What the machine has mounted below it
+/// stays visible.
+fn cover(path: &Path, share: &OwnedFd, mounts: &[PathBuf]) -> Result<(), WorkdirError> {
+    let failed = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| WorkdirError::Mount { path, source }
+    };
+    let beneath = topmost_beneath(path, mounts);
+    let covered: Vec<_> = beneath
+        .iter()
+        .map(|path| Ok((path, open_tree(libc::AT_FDCWD, path, true).map_err(failed(path))?)))
+        .collect::<Result<_, WorkdirError>>()?;
+    let parent = parent_mount(path, mounts);
+    let without_peers = Unshared::new(parent).map_err(failed(parent))?;
+    attach(share, path).map_err(failed(path))?;
+    without_peers.rejoin().map_err(failed(parent))?;
+    for (path, tree) in covered {
+        attach(&tree, path).map_err(failed(path))?;
+    }
+    Ok(())
+}
+
+/// Those of `paths` that lie below no other of them, each once.
+fn outermost<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<&'a Path> {
+    let mut sorted: Vec<_> = paths.collect();
+    sorted.sort_unstable();
+    let mut outermost: Vec<&Path> = Vec::new();
+    for path in sorted {
+        if !outermost.last().is_some_and(|above| path.starts_with(above)) {
+            outermost.push(path);
+        }
+    }
+    outermost
 }
 
 /// A mount point that has left its peer group, so that a mount in it does not spread.
@@ -231,6 +265,13 @@ mod tests {
         let mounts = paths(&["/", "/var", "/var/lib/x", "/v"]);
         assert_eq!(parent_mount(Path::new("/var/lib/y"), &mounts), Path::new("/var"));
         assert_eq!(parent_mount(Path::new("/home"), &mounts), Path::new("/"));
+    }
+
+    #[test]
+    fn what_lies_in_another_shared_directory_is_not_shared_again() {
+        let paths = ["/b/c", "/a", "/b", "/a", "/ab", "/b/c/d"].map(Path::new);
+        assert_eq!(outermost(paths.into_iter()), ["/a", "/ab", "/b"].map(Path::new));
+        assert!(outermost(std::iter::empty()).is_empty());
     }
 
     #[test]

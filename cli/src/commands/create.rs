@@ -1,6 +1,6 @@
 //! `create`, and what `run` shares with it.
 
-use std::process::ExitCode;
+use std::{fs, path::PathBuf, process::ExitCode};
 
 use caisson_rootfs::{Image, Reference, StoreError};
 use clap::Args;
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     config::ContainerConfig,
-    engine::{Created, Engine, NewContainer},
+    engine::{self, Created, Engine, NewContainer},
     failure::{CommandResult, Failure},
     globals::Globals,
     names,
@@ -109,6 +109,20 @@ pub(super) fn prepare_machine(
     check(flags)?;
     let name = words.first().map_or("", String::as_str);
     wish(flags, name)?.for_machine(globals)
+}
+
+/// The directories and files of this host that the container is to see, made if they are to be.
+pub(super) fn shared_with_machine(flags: &ContainerFlags) -> Result<Vec<PathBuf>, Failure> {
+    let mut shared = Vec::new();
+    for mount in options::resolve::mounts(flags)? {
+        if let Some(path) = engine::make_source(&mount)? {
+            let found = fs::canonicalize(path).and_then(|path| Ok((fs::metadata(&path)?, path)));
+            // What cannot be shared is told by whoever mounts it.
+            let found = found.ok().filter(|(kind, _)| kind.is_dir() || kind.is_file());
+            shared.extend(found.map(|(_, path)| path));
+        }
+    }
+    Ok(shared)
 }
 
 /// The guests' processor is this host's.

@@ -49,7 +49,7 @@ mod volume;
 mod wait;
 mod whole_file;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::Subcommand;
 use container::ContainerCommand;
@@ -238,7 +238,9 @@ pub fn dispatch(globals: &Globals, command: Command) -> CommandResult {
             {
                 return done;
             }
-            let carried = machine::carry(globals, command.reads_input(), variables);
+            let shared = command.shared_with_machine();
+            let shared = shared.map_err(|failure| command.failed(failure))?;
+            let carried = machine::carry(globals, command.reads_input(), variables, shared);
             return carried.map_err(|error| command.failed(Failure::from_anyhow(error)));
         }
         if !nix::unistd::Uid::effective().is_root() {
@@ -382,6 +384,15 @@ impl Command {
             _ => return Vec::new(),
         };
         environment::taken_from_caller(files, flags, &|name| std::env::var(name).ok())
+    }
+
+    /// What of this host it may change in the machine, beside the working directory.
+    fn shared_with_machine(&self) -> Result<Vec<PathBuf>, Failure> {
+        match self {
+            Self::Create(args) => create::shared_with_machine(&args.flags),
+            Self::Run(args) => create::shared_with_machine(&args.flags),
+            _ => Ok(Vec::new()),
+        }
     }
 
     /// With the exit code and the hint of those that run something.

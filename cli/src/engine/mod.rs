@@ -27,6 +27,7 @@ use caisson_shim::{
 pub use bundle::{BundleError, make_fifo};
 pub use create::{Created, NewContainer};
 pub use monitor::{MONITOR_COMMAND, MonitorError, run_monitor};
+pub use mounts::make_source;
 pub use remove::Volumes as RemovedVolumes;
 pub use start::{LogTarget, Started, Startup, StdioPlan};
 pub use usage::Sample;

@@ -24,6 +24,7 @@ pub(super) fn command(globals: &Globals, options: &ExecArgs) -> anyhow::Result<E
         argv: options.command.clone(),
         env: options.env.clone(),
         workdir: options.workdir.clone(),
+        shared: Vec::new(),
         force_terminal: options.tty,
         input: true,
     };

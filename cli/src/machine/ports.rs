@@ -109,6 +109,7 @@ mod tests {
             argv: vec!["true".into()],
             env: Vec::new(),
             cwd: "/".into(),
+            shared: Vec::new(),
             umask: 0o022,
             terminal: None,
             time_ns: 0,

@@ -78,6 +78,8 @@ pub(super) struct Request {
     pub(super) env: Vec<OsString>,
     /// `None`: this process's.
     pub(super) workdir: Option<PathBuf>,
+    /// What else of the host the command may change; absolute, without links.
+    pub(super) shared: Vec<PathBuf>,
     /// A terminal even where this process has none.
     pub(super) force_terminal: bool,
     /// Whether the command gets this process's standard input, or none.
@@ -121,6 +123,7 @@ fn hello(request: &Request) -> Result<Hello, SessionError> {
         argv: request.argv.iter().map(|argument| argument.clone().into()).collect(),
         env: env.into_iter().map(Into::into).collect(),
         cwd: cwd.into_os_string().into(),
+        shared: request.shared.iter().map(|path| path.clone().into_os_string().into()).collect(),
         umask: umask(),
         terminal: terminal::wanted(request.force_terminal, request.input),
         time_ns: now_ns(),

@@ -176,13 +176,12 @@ fn stop_signal(flags: &ContainerFlags, image: &Config) -> Result<i32, OptionErro
     }
 }
 
-/// What `--volume`, `--mount` and `--tmpfs` mount, each in a place of its own; in those that are
-/// left what is inherited, and then the image's volumes.
-fn mounts_of(
-    flags: &ContainerFlags,
-    image: &Config,
-    inherited: Vec<Mount>,
-) -> Result<(Vec<Mount>, Vec<Tmpfs>), OptionError> {
+/// What `--volume` and `--mount` mount but for tmpfs.
+pub fn mounts(flags: &ContainerFlags) -> Result<Vec<Mount>, OptionError> {
+    Ok(mounts_of_flags(flags)?.0)
+}
+
+fn mounts_of_flags(flags: &ContainerFlags) -> Result<(Vec<Mount>, Vec<Tmpfs>), OptionError> {
     let mut tmpfs: Vec<Tmpfs> =
         flags.tmpfs.iter().map(|text| values::tmpfs(text)).collect::<Result<_, _>>()?;
     let mut mounts: Vec<Mount> =
@@ -193,6 +192,17 @@ fn mounts_of(
             Mounted::Tmpfs(mount) => tmpfs.push(mount),
         }
     }
+    Ok((mounts, tmpfs))
+}
+
+/// What `--volume`, `--mount` and `--tmpfs` mount, each in a place of its own; in those that are
+/// left what is inherited, and then the image's volumes.
+fn mounts_of(
+    flags: &ContainerFlags,
+    image: &Config,
+    inherited: Vec<Mount>,
+) -> Result<(Vec<Mount>, Vec<Tmpfs>), OptionError> {
+    let (mut mounts, tmpfs) = mounts_of_flags(flags)?;
     mounts::refuse_duplicates(&mounts, &tmpfs)?;
     let volumes = image.volumes().iter().flatten();
     let volumes = volumes.map(|place| mounts::anonymous(place, None));

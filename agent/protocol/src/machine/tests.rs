@@ -26,6 +26,7 @@ fn hello() -> impl Strategy<Value = Hello> {
         .prop_map(|(argv, env, cwd, terminal, (version, umask, time_ns))| Hello {
             version,
             argv,
+            shared: env.iter().take(2).cloned().collect(),
             env,
             cwd,
             umask,
@@ -199,6 +200,7 @@ fn arguments_of_the_longest_kind_fit() {
         argv: vec![OsString::from("x".repeat(128 << 10)).into(); 16],
         env: Vec::new(),
         cwd: OsString::from("/").into(),
+        shared: Vec::new(),
         umask: 0o022,
         terminal: None,
         time_ns: 0,
