@@ -13,6 +13,8 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 pub use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 
+pub mod filter;
+
 /// More than the kernel puts into one datagram (`NLMSG_GOODSIZE`, at most 32 KiB).
 const DATAGRAM_BYTES: usize = 64 << 10;
 
