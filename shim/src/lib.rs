@@ -13,6 +13,7 @@ pub mod kind;
 pub mod logger;
 pub mod metrics;
 pub mod network;
+mod number_lease;
 pub mod plan;
 pub mod process;
 pub mod rootfs;

@@ -30,6 +30,7 @@ use tokio::{
 use crate::{
     assets::{AssetError, Assets},
     events::EventSink,
+    network::publish::Port,
     rootfs::Source,
     service::Service,
     stages,
@@ -56,6 +57,8 @@ pub struct Options {
     /// The socket's path, to be removed at the end.
     pub socket: Option<PathBuf>,
     pub directories: Directories,
+    /// The container is on Caisson's bridge, and these ports of the host lead to it.
+    pub bridge: Option<Vec<Port>>,
 }
 
 /// Where things are kept.
@@ -101,6 +104,8 @@ Options:
       --socket PATH   The socket's path, removed at the end
       --root DIR      Images and converted snapshots [default: /var/lib/caisson]
       --state DIR     What lasts until a restart [default: /run/caisson]
+      --network NAME  none, or bridge for a place on Caisson's own [default: none]
+      --publish PORT  Lead [ADDRESS:]PORT of the host to the container's: 8080:80
   -h, --help          Print this help";
 
 impl Options {
@@ -109,6 +114,7 @@ impl Options {
         let usage = |problem: String| ServeError::Usage(problem);
         let (mut id, mut bundle, mut socket_fd, mut socket) = (None, None, None, None);
         let mut directories = Directories::default();
+        let (mut on_bridge, mut ports) = (false, Vec::new());
         let mut words = words.iter();
         while let Some(name) = words.next() {
             let value = words.next().ok_or_else(|| usage(format!("{name} needs a value")))?;
@@ -118,6 +124,14 @@ impl Options {
                 "--socket" => socket = Some(PathBuf::from(value)),
                 "--root" => directories.root = value.into(),
                 "--state" => directories.state = value.into(),
+                "--network" => match value.as_str() {
+                    "none" | "bridge" => on_bridge = value == "bridge",
+                    _ => return Err(usage(format!("--network {value:?} is none or bridge"))),
+                },
+                "--publish" => {
+                    let port = value.parse::<Port>();
+                    ports.push(port.map_err(|error| usage(format!("--publish {error}")))?);
+                }
                 "--socket-fd" => match value.parse() {
                     Ok(fd) if fd > 2 => socket_fd = Some(fd),
                     _ => {
@@ -129,7 +143,11 @@ impl Options {
                 other => return Err(usage(format!("unknown option {other:?}"))),
             }
         }
+        if !on_bridge && !ports.is_empty() {
+            return Err(usage("--publish needs --network bridge".into()));
+        }
         Ok(Self {
+            bridge: on_bridge.then_some(ports),
             id: id.ok_or_else(|| usage("--id is missing".into()))?,
             bundle: bundle.ok_or_else(|| usage("--bundle is missing".into()))?,
             socket_fd: socket_fd.ok_or_else(|| usage("--socket-fd is missing".into()))?,
@@ -147,7 +165,7 @@ pub async fn serve(options: Options) -> Result<(), ServeError> {
     let launcher =
         VmLauncher { assets: Assets::locate()?, state: options.directories.state.clone() };
     let rootfs = Source { root: options.directories.root };
-    let service = Service::new(launcher, rootfs, EventSink::none());
+    let service = Service::with_bridge(launcher, rootfs, EventSink::none(), options.bridge);
     let exit = Arc::new(ExitSignal::default());
     let task = TaskService::new(service.clone(), exit.clone());
     let task: Arc<dyn Task + Send + Sync> = Arc::new(task);
@@ -215,7 +233,7 @@ mod tests {
     #[test]
     fn options_are_read() {
         let options =
-            parse("--id c --bundle /b --socket-fd 5 --socket /s --root /r --state /t").unwrap();
+            parse("--id c --bundle /b --socket-fd 5 --socket /s --root /r --state /t --network bridge --publish 8080:80").unwrap();
         let directories = Directories { root: "/r".into(), state: "/t".into() };
         let expected = Options {
             id: "c".into(),
@@ -223,6 +241,7 @@ mod tests {
             socket_fd: 5,
             socket: Some("/s".into()),
             directories,
+            bridge: Some(vec!["0.0.0.0:8080:80".parse().unwrap()]),
         };
         assert_eq!(options, expected);
     }
@@ -235,6 +254,9 @@ mod tests {
             ("--id c --bundle /b --socket-fd 2", "above 2"),
             ("--id", "needs a value"),
             ("--idd c", "--idd"),
+            ("--network host", "none or bridge"),
+            ("--publish 80", "8080:80"),
+            ("--id c --bundle /b --socket-fd 5 --publish 80:80", "--network bridge"),
         ] {
             let error = parse(line).unwrap_err().to_string();
             assert!(error.contains(word), "{line}: {error}");

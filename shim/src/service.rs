@@ -19,6 +19,7 @@ use crate::{
     error::Error,
     events::EventSink,
     exit::Exit,
+    network::publish::Port,
     plan,
     rootfs::Source,
     sandbox::{Cancelled, Launcher},
@@ -28,6 +29,8 @@ pub struct Service {
     launcher: Box<dyn Launcher>,
     rootfs: Source,
     events: EventSink,
+    /// What leads from the host to containers on Caisson's bridge, where they are to be.
+    bridge: Option<Vec<Port>>,
     containers: Mutex<Containers>,
 }
 
@@ -45,12 +48,23 @@ enum Slot {
 
 impl Service {
     pub fn new(launcher: impl Launcher, rootfs: Source, events: EventSink) -> Arc<Self> {
+        Self::with_bridge(launcher, rootfs, events, None)
+    }
+
+    /// Of containers that are on Caisson's bridge if their spec names no network namespace.
+    pub fn with_bridge(
+        launcher: impl Launcher,
+        rootfs: Source,
+        events: EventSink,
+        bridge: Option<Vec<Port>>,
+    ) -> Arc<Self> {
         let containers =
             Containers { slots: HashMap::new(), last_change: Instant::now(), closed: false };
         Arc::new(Self {
             launcher: Box::new(launcher),
             rootfs,
             events,
+            bridge,
             containers: Mutex::new(containers),
         })
     }
@@ -67,9 +81,10 @@ impl Service {
             .map_err(|source| Error::Io { action: "reserve the id", source })?;
         let cancelled = self.reserve(&id)?;
         let events = self.events.clone();
+        let bridge = self.bridge.as_deref();
+        let launcher = self.launcher.as_ref();
         let created =
-            Container::create(request, self.launcher.as_ref(), &self.rootfs, events, cancelled)
-                .await;
+            Container::create(request, launcher, &self.rootfs, bridge, events, cancelled).await;
         let mut containers = self.containers();
         containers.last_change = Instant::now();
         match created {

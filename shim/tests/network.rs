@@ -137,8 +137,8 @@ fn a_namespace_with_the_loopback_interface_alone_has_no_interfaces() {
 
 fn connect(engine: &Engine, mark: u16) -> Result<(Vec<Tap>, network::Place), NetworkError> {
     let network = Network::read(&engine.path())?;
-    let place = network.place(mark);
-    Ok((network.connect(&place)?, place))
+    let place = network.place(mark).unwrap();
+    Ok((network.connect(mark)?.taps, place))
 }
 
 /// Reads frames from the tap until one ends so.
@@ -201,8 +201,8 @@ fn two_vms_do_not_share_an_interface_and_each_undoes_its_own() {
     let Some(engine) = Engine::new() else { return };
     let (taps, first) = connect(&engine, 7).unwrap();
     let second = Network::read(&engine.path()).unwrap();
-    let place = second.place(9);
-    let refused = second.connect(&place).unwrap_err();
+    let place = second.place(9).unwrap();
+    let refused = second.connect(9).unwrap_err();
     assert!(matches!(&refused, NetworkError::InUse { name } if name == "eth0"), "{refused}");
     assert_eq!(refused.kind(), ErrorKind::FailedPrecondition);
     network::remove(&place).unwrap();

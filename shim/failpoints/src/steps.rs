@@ -79,6 +79,11 @@ steps! {
     // The shim creates one.
     SHIM_CREATE_RESERVE = "shim.create.reserve", Fails;
     SHIM_CREATE_PLAN = "shim.create.plan", Fails;
+    SHIM_BRIDGE_ADDRESS = "shim.bridge.address", Fails;
+    SHIM_BRIDGE_MASQUERADE = "shim.bridge.masquerade", Fails;
+    /// The namespace is there, and empty.
+    SHIM_BRIDGE_JOIN = "shim.bridge.join", Fails;
+    SHIM_BRIDGE_PUBLISH = "shim.bridge.publish", Fails;
     SHIM_NETWORK_READ = "shim.network.read", Fails;
     SHIM_CREATE_IMAGES = "shim.create.images", Fails;
     SHIM_VM_LEASE = "shim.vm.lease", Fails;

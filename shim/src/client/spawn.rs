@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{ClientError, io_error};
-use crate::{assets::Assets, logger, text};
+use crate::{assets::Assets, logger, network::publish::Port, text};
 
 /// How much of the shim's log an error quotes, in bytes.
 const LOG_TAIL_BYTES: usize = 2048;
@@ -28,6 +28,8 @@ pub struct SpawnSpec<'a> {
     /// `--root` and `--state`.
     pub root: &'a Path,
     pub state: &'a Path,
+    /// A place on Caisson's bridge, and the ports of the host that lead to it.
+    pub bridge: Option<&'a [Port]>,
 }
 
 /// Starts the shim in a session of its own, with the listening socket.
@@ -55,6 +57,13 @@ pub(super) fn spawn_serve(
         .arg(spec.root)
         .arg("--state")
         .arg(spec.state)
+        .args(spec.bridge.map_or(&[][..], |_| &["--network", "bridge"]))
+        .args(
+            spec.bridge
+                .into_iter()
+                .flatten()
+                .flat_map(|port| ["--publish".to_owned(), port.to_string()]),
+        )
         .env_clear()
         .envs(env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"CAISSON_")))
         .stdin(Stdio::null())

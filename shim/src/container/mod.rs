@@ -17,7 +17,7 @@ mod execs;
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -31,6 +31,7 @@ use caisson_agent_protocol::{
 };
 use caisson_failpoints::{hit, pass, steps};
 use containerd_shim::protos::events::task::{TaskCreate, TaskDelete, TaskExecStarted, TaskStart};
+use oci_spec::runtime::Spec;
 use tokio::time::timeout;
 
 use crate::{
@@ -40,7 +41,7 @@ use crate::{
     error::Error,
     events::{self, EventSink},
     exit::Exit,
-    network::Network,
+    network::{Network, bridge::ADDRESSES, publish::Port},
     plan::{self, HostSize, Planned},
     process::{Phase, Process},
     rootfs::Source,
@@ -89,6 +90,7 @@ impl Container {
         request: CreateRequest,
         launcher: &dyn Launcher,
         source: &Source,
+        bridge: Option<&[Port]>,
         events: EventSink,
         mut cancelled: Cancelled,
     ) -> Result<Arc<Self>, Error> {
@@ -100,8 +102,7 @@ impl Container {
         let open = stdio.open()?;
         let next_port = AtomicU32::new(FIRST_STREAM_PORT);
         let ports = open.ports(|| next_port.fetch_add(1, Ordering::Relaxed));
-        let namespace = plan::network_namespace(&spec)?;
-        let network = namespace.map(|path| Network::read(&path)).transpose()?;
+        let network = network_of(&id, &spec, bridge)?;
         let surroundings = plan::Surroundings {
             ports,
             terminal: stdio.terminal,
@@ -389,6 +390,16 @@ impl Container {
         // No code panics while it holds the table.
         self.execs.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The network that the container is to have; without one it has the loopback interface.
+fn network_of(id: &str, spec: &Spec, bridge: Option<&[Port]>) -> Result<Option<Network>, Error> {
+    let network = match (plan::network_namespace(spec)?, bridge) {
+        (Some(path), _) => Network::read(&path)?,
+        (None, Some(ports)) => Network::on_bridge(Path::new(ADDRESSES), id, ports)?,
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(network))
 }
 
 /// Sends the plan and connects the streams of the container's process.

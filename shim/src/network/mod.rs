@@ -12,13 +12,20 @@
 //! tell whoever looks where the container is. A tap goes with the vmm that holds it. What
 //! else is left of the redirect is undone by [`remove`], which needs no more than the journal.
 
+pub mod bridge;
 mod interfaces;
 mod namespace;
+pub mod publish;
 mod redirect;
 mod routes;
 mod tap;
 
-use std::{fs::File, io, path::Path};
+use std::{
+    fs::File,
+    io,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
 
 use caisson_agent_protocol::network::{InterfacePlan, NetworkPlanError, check};
 use caisson_failpoints::{hit, steps};
@@ -26,14 +33,38 @@ use caisson_netlink::Netlink;
 use serde::{Deserialize, Serialize};
 
 use crate::kind::ErrorKind;
+use bridge::Address;
 use interfaces::Interface;
 use namespace::{Identity, Namespace};
+use publish::{Published, Publishing};
 
 /// An engine's network for one container: at least the loopback interface.
 #[derive(Debug)]
 pub struct Network {
     namespace: Namespace,
     interfaces: Vec<Interface>,
+    own: Option<Own>,
+}
+
+/// What the shim holds for a container on the bridge.
+#[derive(Debug)]
+struct Own {
+    address: Address,
+    ports: Vec<Published>,
+}
+
+/// A network that is the VM's: the taps go to the vmm, the rest stays for as long.
+#[derive(Debug)]
+pub struct Connected {
+    pub taps: Vec<Tap>,
+    pub kept: Option<Kept>,
+}
+
+/// A container's place on the bridge. Dropped, its ports are closed and its address is free.
+#[derive(Debug)]
+pub struct Kept {
+    _address: Address,
+    _ports: Vec<Publishing>,
 }
 
 /// Where on the host a VM's redirects are.
@@ -65,6 +96,10 @@ pub enum NetworkError {
     HostsOwn { path: String },
     #[error("enter the network namespace {path}")]
     Enter { path: String, source: io::Error },
+    #[error("{action}")]
+    Bridge { action: &'static str, source: io::Error },
+    #[error("publish {on}: the port is in use on this host, or its address is none of this host's")]
+    Publish { on: SocketAddr, source: io::Error },
     #[error("ask the kernel about {what}")]
     Ask { what: &'static str, source: io::Error },
     #[error("the network interface {name}: {problem}")]
@@ -93,9 +128,14 @@ impl NetworkError {
             | Self::HostsOwn { .. }
             | Self::Plan(_) => ErrorKind::InvalidArgument,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
+            Self::Publish { source, .. } if source.kind() != io::ErrorKind::StorageFull => {
+                ErrorKind::FailedPrecondition
+            }
             Self::InUse { .. } => ErrorKind::FailedPrecondition,
             Self::Enter { source, .. }
             | Self::Ask { source, .. }
+            | Self::Bridge { source, .. }
+            | Self::Publish { source, .. }
             | Self::NoTun { source }
             | Self::Tap { source, .. }
             | Self::Redirect { source, .. } => match source.kind() {
@@ -109,14 +149,31 @@ impl NetworkError {
 impl Network {
     /// What stands in the namespace that a bundle names. Changes nothing.
     pub fn read(path: &Path) -> Result<Self, NetworkError> {
-        let namespace = Namespace::open(path)?;
+        Self::of(Namespace::open(path)?, None)
+    }
+
+    /// A place on Caisson's own bridge for container `id`, with an address by a lock in
+    /// `addresses` ([`bridge::ADDRESSES`]) and these ports of the host. It lasts as long as
+    /// this.
+    pub fn on_bridge(
+        addresses: &Path,
+        id: &str,
+        ports: &[publish::Port],
+    ) -> Result<Self, NetworkError> {
+        let ports = ports.iter().map(Published::bind).collect::<Result<_, _>>()?;
+        let address = Address::take(addresses, id)?;
+        let namespace = bridge::join(&address)?;
+        Self::of(namespace, Some(Own { address, ports }))
+    }
+
+    fn of(namespace: Namespace, own: Option<Own>) -> Result<Self, NetworkError> {
         let interfaces = namespace.enter(|| {
             hit(&steps::SHIM_NETWORK_READ).map_err(asking("network interfaces"))?;
             interfaces::read(&netlink()?)
         })??;
         let plans: Vec<_> = interfaces.iter().map(|it| it.plan.clone()).collect();
         check(&plans)?;
-        Ok(Self { namespace, interfaces })
+        Ok(Self { namespace, interfaces, own })
     }
 
     /// The interfaces, as the guest is to have them.
@@ -124,22 +181,29 @@ impl Network {
         self.interfaces.iter().map(|interface| &interface.plan)
     }
 
-    /// Where the redirects will be, for the journal. `mark` is not 0.
-    pub fn place(&self, mark: u16) -> Place {
+    /// Where the redirects will be, for the journal, if they do not go by themselves. `mark`
+    /// is not 0.
+    pub fn place(&self, mark: u16) -> Option<Place> {
+        let namespace = self.namespace.identity()?.clone();
         let interfaces = self.interfaces.iter().map(|interface| interface.index).collect();
-        Place { namespace: self.namespace.identity().clone(), interfaces, mark }
+        Some(Place { namespace, interfaces, mark })
     }
 
     /// Makes a tap for each interface and has all frames go between the two. After an error
-    /// the caller removes the place.
-    pub fn connect(self, place: &Place) -> Result<Vec<Tap>, NetworkError> {
-        self.namespace.enter(|| {
+    /// the caller removes the place. Published ports are served from now on: the caller runs
+    /// in tokio's runtime if there are any.
+    pub fn connect(self, mark: u16) -> Result<Connected, NetworkError> {
+        let taps: Result<Vec<Tap>, NetworkError> = self.namespace.enter(|| {
             let netlink = netlink()?;
-            self.interfaces
-                .iter()
-                .map(|interface| connect(interface, &netlink, place.mark))
-                .collect()
-        })?
+            self.interfaces.iter().map(|interface| connect(interface, &netlink, mark)).collect()
+        })?;
+        let keep = |own: Own| {
+            let guest = IpAddr::from(own.address.ip);
+            let serve = |port: Published| port.serve(guest);
+            let ports: Result<_, _> = own.ports.into_iter().map(serve).collect();
+            Ok::<_, NetworkError>(Kept { _address: own.address, _ports: ports? })
+        };
+        Ok(Connected { taps: taps?, kept: self.own.map(keep).transpose()? })
     }
 }
 

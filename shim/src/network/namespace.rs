@@ -4,7 +4,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::{
-        fd::AsRawFd,
+        fd::{AsRawFd, RawFd},
         unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
@@ -22,7 +22,8 @@ const NSFS_MAGIC: libc::__fsword_t = 0x6e73_6673;
 #[derive(Debug)]
 pub(super) struct Namespace {
     file: File,
-    identity: Identity,
+    /// `None` for one that has no name and goes by itself.
+    identity: Option<Identity>,
 }
 
 /// Where it was, and which it was: another may have the path later.
@@ -37,7 +38,7 @@ impl Identity {
     /// The namespace, if it is still there.
     pub(super) fn find(&self) -> Result<Option<Namespace>, NetworkError> {
         match Namespace::open(&self.path) {
-            Ok(found) if found.identity == *self => Ok(Some(found)),
+            Ok(found) if found.identity.as_ref() == Some(self) => Ok(Some(found)),
             Ok(_) | Err(NetworkError::NotANamespace { .. } | NetworkError::HostsOwn { .. }) => {
                 Ok(None)
             }
@@ -72,11 +73,33 @@ impl Namespace {
             }
         }
         let (device, inode) = (found.dev(), found.ino());
-        Ok(Self { file, identity: Identity { path: path.to_owned(), device, inode } })
+        Ok(Self { file, identity: Some(Identity { path: path.to_owned(), device, inode }) })
     }
 
-    pub(super) fn identity(&self) -> &Identity {
-        &self.identity
+    /// One that is gone when nobody has a file of it or an interface in it.
+    pub(super) fn new() -> Result<Self, NetworkError> {
+        let make = || {
+            // SAFETY: takes a number; the calling thread ends, and no other moves.
+            if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            File::open("/proc/thread-self/ns/net")
+        };
+        let made = thread::Builder::new().name("network".to_owned()).spawn(make);
+        let made = made.and_then(|maker| {
+            maker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        let action = "make a network namespace";
+        let file = made.map_err(|source| NetworkError::Bridge { action, source })?;
+        Ok(Self { file, identity: None })
+    }
+
+    pub(super) fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
+    }
+
+    pub(super) fn raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 
     /// Runs `visit` in the namespace, on a thread that does nothing else and ends.
@@ -84,7 +107,10 @@ impl Namespace {
         &self,
         visit: impl FnOnce() -> T + Send,
     ) -> Result<T, NetworkError> {
-        let path = || crate::text::inert(self.identity.path.as_os_str().as_encoded_bytes());
+        let path = || match &self.identity {
+            Some(identity) => crate::text::inert(identity.path.as_os_str().as_encoded_bytes()),
+            None => "without a name".to_owned(),
+        };
         let entered = thread::scope(|scope| {
             let run = || {
                 // SAFETY: takes an open descriptor and a number; of this process only the

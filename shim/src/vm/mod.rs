@@ -148,7 +148,7 @@ impl VmLauncher {
         let mut journal = Journal::new(&spec.id, lease.as_ref().map(|lease| lease.uid));
         let host = cgroup::Host::detect().map_err(failed("look for cgroups"))?;
         journal.cgroup = spec.cgroup.place(&host);
-        journal.network = spec.network.as_ref().map(|network| network.place(mark(&spec.bundle)));
+        journal.network = spec.network.as_ref().and_then(|it| it.place(mark(&spec.bundle)));
         // Dropped on every error from here on, it removes what is there by then.
         let mut owned = Owned::new(spec.bundle.clone(), lease, &journal);
         journal.save(&spec.bundle).map_err(failed("write the VM's journal"))?;
@@ -158,10 +158,11 @@ impl VmLauncher {
         let cgroup = owned.cgroup.clone();
         hit(&steps::SHIM_VM_CGROUP).map_err(failed("make the VM's cgroup"))?;
         // Neither the namespace nor the taps stay with the shim.
-        let taps = match (spec.network.take(), &journal.network) {
-            (Some(network), Some(place)) => network.connect(place).map_err(no_network)?,
-            _ => Vec::new(),
-        };
+        let mut taps = Vec::new();
+        if let Some(network) = spec.network.take() {
+            let connected = network.connect(mark(&spec.bundle)).map_err(no_network)?;
+            (taps, owned.on_bridge) = (connected.taps, connected.kept);
+        }
         let (mut socket, mut ready) = (None, None);
         if let Some(program) = &parts.file_server {
             let entrances = cgroup.entrances().map_err(no_cgroup)?;

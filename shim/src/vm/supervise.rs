@@ -41,6 +41,7 @@ pub(super) struct Owned {
     _lease: Option<UidLease>,
     place: cgroup::Place,
     network: Option<network::Place>,
+    pub(super) on_bridge: Option<network::Kept>,
     pub(super) file_server: Option<FileServer>,
     /// What of the place was made.
     pub(super) cgroup: Arc<Cgroup>,
@@ -50,8 +51,8 @@ impl Owned {
     /// What the journal of a VM to be announces.
     pub(super) fn new(bundle: PathBuf, lease: Option<UidLease>, journal: &Journal) -> Self {
         let (place, network) = (journal.cgroup.clone(), journal.network.clone());
-        let (file_server, cgroup) = Default::default();
-        Self { bundle, _lease: lease, place, network, file_server, cgroup }
+        let (on_bridge, file_server, cgroup) = Default::default();
+        Self { bundle, _lease: lease, place, network, on_bridge, file_server, cgroup }
     }
 }
 

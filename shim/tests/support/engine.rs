@@ -8,6 +8,7 @@ use std::{
     os::fd::{AsRawFd, RawFd},
     path::PathBuf,
     thread,
+    time::{Duration, Instant},
 };
 
 use caisson_netlink::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink};
@@ -52,6 +53,27 @@ impl Engine {
     /// As a bundle names it. It is good for as long as this lives.
     pub fn path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.inside.as_raw_fd()).into()
+    }
+
+    /// As a host of its own, for what a shim makes on one.
+    pub fn outside_path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.outside.as_raw_fd()).into()
+    }
+
+    /// Ends of pairs on the bridge that are still there after a while: the kernel takes a
+    /// namespace down in its own time.
+    pub fn ends_on_the_bridge(&self) -> Vec<String> {
+        let ends = || {
+            self.outside(|netlink| {
+                let names = netlink.links().unwrap().into_iter().map(|link| name(&link));
+                names.filter(|name| name.starts_with("cveth")).collect::<Vec<_>>()
+            })
+        };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !ends().is_empty() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+        }
+        ends()
     }
 
     pub fn inside<T: Send>(&self, act: impl FnOnce(&Netlink) -> T + Send) -> T {

@@ -28,6 +28,8 @@ static PROGRAMS: RwLock<()> = RwLock::new(());
 pub struct Host {
     /// What stands in the bundles' network namespace, where there can be one.
     pub engine: Option<Engine>,
+    /// Instead, containers are on the bridge of a host that is the engine's outside.
+    pub on_bridge: bool,
     directory: tempfile::TempDir,
     assets: Assets,
 }
@@ -53,13 +55,14 @@ impl Host {
         fs::write(files.join("vmlinux"), "kernel").unwrap();
         fs::write(files.join("initramfs.cpio"), "initramfs").unwrap();
         let assets = Assets::at(programs, files);
-        let host = Self { engine: Engine::new(), directory, assets };
+        let host = Self { engine: Engine::new(), on_bridge: false, directory, assets };
         let script = format!(
             "#!/bin/sh\n\
              export CAISSON_ASSETS={lib} CAISSON_BOOT_TIMEOUT=3\n\
              if [ -e {fail} ]; then export CAISSON_FAIL=\"$(cat {fail})\"; fi\n\
              export CAISSON_FAIL_LOG={log}\n\
-             exec {shim} \"$@\"\n",
+             exec $(cat {enter} 2>/dev/null) {shim} \"$@\"\n",
+            enter = host.path("enter").display(),
             lib = host.path("lib").display(),
             fail = host.path("fail").display(),
             log = host.path("passed").display(),
@@ -68,6 +71,14 @@ impl Host {
         drop(linking);
         host.write_shim(&script);
         Some(host)
+    }
+
+    /// Puts containers on the bridge from now on.
+    pub fn use_bridge(&mut self) {
+        let engine = self.engine.as_ref().expect("there are network namespaces");
+        let enter = format!("nsenter --net={}", engine.outside_path().display());
+        fs::write(self.path("enter"), enter).unwrap();
+        self.on_bridge = true;
     }
 
     /// Makes this script what bears the shim's name.
@@ -103,11 +114,9 @@ impl Host {
         let process: serde_json::Value =
             serde_json::from_slice(&super::process_json(script)).unwrap();
         let mut namespaces = vec![serde_json::json!({ "type": "pid" })];
-        namespaces.extend(
-            self.engine
-                .iter()
-                .map(|it| serde_json::json!({ "type": "network", "path": it.path() })),
-        );
+        let named = self.engine.iter().filter(|_| !self.on_bridge);
+        namespaces
+            .extend(named.map(|it| serde_json::json!({ "type": "network", "path": it.path() })));
         let spec = serde_json::json!({
             "ociVersion": "1.1.0",
             "process": process,
@@ -121,6 +130,7 @@ impl Host {
 
     pub fn spawn(&self, id: &str, script: &str) -> ShimClient {
         let bundle = self.bundle(id, script);
+        let ports = ["8080:80".parse().unwrap()];
         let spec = SpawnSpec {
             assets: &self.assets,
             id,
@@ -128,6 +138,7 @@ impl Host {
             socket: &self.socket(id),
             root: &self.path("root"),
             state: &self.path("state"),
+            bridge: self.on_bridge.then_some(&ports),
         };
         let _starting = PROGRAMS.read().unwrap_or_else(PoisonError::into_inner);
         ShimClient::spawn(&spec).unwrap()
@@ -168,6 +179,7 @@ impl Host {
         let cgroups = self.cgroups(id).into_iter().filter(|leaf| leaf.exists());
         left.extend(cgroups.map(|leaf| leaf.display().to_string()));
         left.extend(self.engine.iter().flat_map(Engine::leftovers));
+        left.extend(self.engine.iter().flat_map(Engine::ends_on_the_bridge));
         left
     }
 
