@@ -118,7 +118,9 @@ fn later(command: &str) -> Option<&'static str> {
         "build" | "buildx" | "builder" => {
             "building images is not part of this version; `caisson load` takes what others build"
         }
-        "network" | "port" => "networks are not part of this version",
+        "network" | "port" => {
+            "there is one network, `run --network bridge`; `caisson ps` shows what `-p` publishes"
+        }
         "compose" | "swarm" | "service" | "stack" | "node" => "it is not part of this version",
         _ => return None,
     })
@@ -169,7 +171,7 @@ mod tests {
             (&["caisson", "rum"], "unknown command: caisson rum; did you mean run?"),
             (
                 &["caisson", "network", "ls"],
-                "caisson network: networks are not part of this version",
+                "caisson network: there is one network, `run --network bridge`; `caisson ps` shows what `-p` publishes",
             ),
             (&["caisson", "run", "--name"], "flag needs an argument: --name"),
             (&["caisson", "--accel", "hvf", "ps"], "invalid argument \"hvf\" for --accel"),

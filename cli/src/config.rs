@@ -1,9 +1,9 @@
 //! A container as its record keeps it: everything that creating and starting it need,
 //! already merged from the image and the flags and already checked.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
-use caisson_shim::stdio::rotating_file::Rotation;
+use caisson_shim::{network::publish::Port, stdio::rotating_file::Rotation};
 use caisson_vmm::config::RateLimit;
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +45,38 @@ pub struct ContainerConfig {
     pub log_driver: LogDriver,
     #[serde(default)]
     pub log_rotation: LogRotation,
+    #[serde(default)]
+    pub network: Network,
+}
+
+/// What the container has beside the loopback interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    #[default]
+    None,
+    /// A place on Caisson's own bridge, and the ports of the host that lead to it.
+    Bridge { ports: Vec<Port> },
+    /// What stands in this network namespace of the host.
+    Namespace { path: PathBuf },
+}
+
+impl Network {
+    /// As `--network` takes it.
+    pub fn name(&self) -> String {
+        match self {
+            Self::None => "none".to_owned(),
+            Self::Bridge { .. } => "bridge".to_owned(),
+            Self::Namespace { path } => format!("ns:{}", path.display()),
+        }
+    }
+
+    pub fn ports(&self) -> &[Port] {
+        match self {
+            Self::Bridge { ports } => ports,
+            Self::None | Self::Namespace { .. } => &[],
+        }
+    }
 }
 
 /// How much of the log is kept.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{print_line, ps};
 use crate::{
-    config::{LogRotation, Mount, MountSource},
+    config::{LogRotation, Mount, MountSource, Network},
     engine::Engine,
     failure::{CommandResult, Failure},
     format::{
@@ -140,8 +140,9 @@ fn container(engine: &Engine, container: &Container) -> Value {
             "MemoryReservation": limits.memory_reservation_bytes.unwrap_or(0),
             "MemorySwap": limits.memory_swap_bytes.unwrap_or(0),
             "NanoCpus": limits.nano_cpus.unwrap_or(0),
-            "NetworkMode": "none",
+            "NetworkMode": config.network.name(),
             "PidsLimit": limits.pids,
+            "PortBindings": port_bindings(&config.network),
             "Privileged": config.security.privileged,
             "ReadonlyRootfs": config.read_only,
             "ShmSize": limits.shm_bytes,
@@ -170,6 +171,20 @@ fn container(engine: &Engine, container: &Container) -> Value {
         "Mounts": config.mounts.iter().map(|mounted| mount(engine, mounted)).collect::<Vec<_>>(),
         "NetworkSettings": { "Networks": {} },
     })
+}
+
+/// By the container's port, as Docker has it.
+fn port_bindings(network: &Network) -> serde_json::Map<String, Value> {
+    let mut bindings = serde_json::Map::new();
+    for port in network.ports() {
+        let binding = json!({
+            "HostIp": port.host.ip().to_string(),
+            "HostPort": port.host.port().to_string(),
+        });
+        let list = bindings.entry(format!("{}/tcp", port.guest)).or_insert_with(|| json!([]));
+        list.as_array_mut().expect("it was made as one").push(binding);
+    }
+    bindings
 }
 
 fn mount(engine: &Engine, mount: &Mount) -> Value {

@@ -2,11 +2,13 @@
 
 use std::process::ExitCode;
 
+use caisson_shim::network::publish::Port;
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::{listing, print_line};
 use crate::{
+    config::Network,
     engine::Engine,
     failure::{CommandResult, Failure},
     format::{
@@ -91,6 +93,15 @@ fn print(containers: &[Container], args: &PsArgs, format: &Format) -> Result<(),
     listing::print(format, rows, &columns)
 }
 
+/// What leads to a container while it runs, as Docker writes it.
+fn ports(container: &Container, network: &Network) -> String {
+    let written = |port: &Port| format!("{}->{}/tcp", port.host, port.guest);
+    match container.state {
+        State::Running => network.ports().iter().map(written).collect::<Vec<_>>().join(", "),
+        _ => String::new(),
+    }
+}
+
 /// The names that Docker's `--format` knows.
 fn fields(container: &Container, now: UnixNanos, no_trunc: bool) -> Value {
     let config = container.config.clone().unwrap_or_default();
@@ -105,8 +116,8 @@ fn fields(container: &Container, now: UnixNanos, no_trunc: bool) -> Value {
         "LocalVolumes": "0",
         "Mounts": "",
         "Names": container.name,
-        "Networks": "none",
-        "Ports": "",
+        "Networks": config.network.name(),
+        "Ports": ports(container, &config.network),
         "RunningFor": units::ago(container.created, now),
         "Size": "0B",
         "State": state(container),

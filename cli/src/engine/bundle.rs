@@ -11,6 +11,7 @@ use caisson_failpoints::{hit, steps};
 use io::Write;
 use nix::{sys::stat::Mode, unistd::mkfifo};
 
+use super::network;
 use crate::{config::ContainerConfig, spec};
 
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +38,7 @@ pub(super) fn write(
     let hostname = config.hostname_or(context.id);
     write_file(&directory.join("hostname"), format!("{hostname}\n").as_bytes())?;
     write_file(&directory.join("hosts"), hosts(hostname).as_bytes())?;
-    write_file(&directory.join("resolv.conf"), b"# This container has no network.\n")?;
+    write_file(&directory.join("resolv.conf"), network::resolv_conf(&config.network).as_bytes())?;
     let spec = spec::build(config, context)?;
     let path = directory.join("config.json");
     let text = serde_json::to_vec(&spec)

@@ -9,6 +9,7 @@ mod finish;
 mod lost;
 mod monitor;
 mod mounts;
+mod network;
 mod pause;
 mod process;
 mod reap;

@@ -9,7 +9,7 @@ use caisson_shim::{
     stdio::rotating_file::Rotation,
 };
 
-use super::{Created, Engine, EngineError, bundle, create::DISK, io_error};
+use super::{Created, Engine, EngineError, bundle, create::DISK, io_error, network};
 use crate::{
     config::{ContainerConfig, LogRotation},
     failure,
@@ -196,6 +196,7 @@ impl Engine {
             socket: &self.globals.shim_socket(id),
             root: &self.globals.root,
             state: &self.globals.state,
+            bridge: network::bridge(&config.network),
         })?;
         stages::stamp("cli", "shim_spawned");
         pass(&steps::CLI_START_SPAWNED);

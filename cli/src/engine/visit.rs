@@ -8,7 +8,10 @@
 use caisson_shim::client::ShimClient;
 
 use super::{Engine, EngineError, Startup, StdioPlan};
-use crate::records::{Container, State, lock::ContainerLock};
+use crate::{
+    config::Network,
+    records::{Container, State, lock::ContainerLock},
+};
 
 /// A container whose shim takes tools. It must be [left](Engine::leave).
 pub struct Visit {
@@ -37,8 +40,10 @@ impl Engine {
         if now.visited {
             self.end_visit(&now)?;
         }
-        let config =
+        let mut config =
             now.config.clone().ok_or_else(|| EngineError::Damaged { name: now.name.clone() })?;
+        // Nobody is started who would use it, and its ports may be another's now.
+        config.network = Network::None;
         self.records.set_visited(&now.id, true)?;
         now.visited = true;
         match self.boot(&now, &config, StdioPlan::Unused, None, startup) {

@@ -95,7 +95,7 @@ pub struct ContainerFlags {
     #[arg(long, value_name = "string")]
     pub name: Option<String>,
 
-    /// Connect a container to a network (none)
+    /// Connect a container to a network (none, bridge, ns:PATH)
     #[arg(long, visible_alias = "net", value_name = "network")]
     pub network: Option<String>,
 
@@ -106,6 +106,10 @@ pub struct ContainerFlags {
     /// Tune container pids limit (set -1 for unlimited)
     #[arg(long, value_name = "int", allow_hyphen_values = true)]
     pub pids_limit: Option<i64>,
+
+    /// Publish a container's TCP port to the host: [ADDRESS:]PORT:PORT
+    #[arg(short, long, value_name = "port")]
+    pub publish: Vec<String>,
 
     /// Set platform of the image to pull, if there are several
     #[arg(long, value_name = "string")]

@@ -5,6 +5,7 @@ pub mod environment;
 pub mod flags;
 pub mod logging;
 pub mod mounts;
+pub mod network;
 pub mod rates;
 pub mod refused;
 pub mod resolve;

@@ -6,7 +6,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 /// `(long, short, takes a value, what it needs)`.
 type Row = (&'static str, Option<char>, bool, &'static str);
 
-const NETWORKS: &str = "networks are not part of this version; the container has a loopback only";
+const NETWORKS: &str = "not part of this version; `--network` and `-p` are";
 const DRIVERS: &str = "there are volumes of the driver \"local\" only";
 const DEVICES: &str = "a microVM has no devices of the host";
 const NAMESPACES: &str = "the container has its microVM to itself; there is nothing to share";
@@ -14,7 +14,7 @@ const HEALTH: &str = "health checks are not part of this version";
 const BLOCK_LIMITS: &str = "a microVM has no devices of the host; `--disk-bandwidth` and \
                             `--disk-iops` limit its own disks";
 
-const FLAGS: [Row; 43] = [
+const FLAGS: [Row; 42] = [
     ("add-host", None, true, NETWORKS),
     ("dns", None, true, NETWORKS),
     ("dns-option", None, true, NETWORKS),
@@ -26,7 +26,6 @@ const FLAGS: [Row; 43] = [
     ("link-local-ip", None, true, NETWORKS),
     ("mac-address", None, true, NETWORKS),
     ("network-alias", None, true, NETWORKS),
-    ("publish", Some('p'), true, NETWORKS),
     ("publish-all", Some('P'), false, NETWORKS),
     ("volume-driver", None, true, DRIVERS),
     ("device", None, true, DEVICES),

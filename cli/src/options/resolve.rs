@@ -7,6 +7,7 @@ use super::{
     flags::ContainerFlags,
     logging,
     mounts::{self, Mounted},
+    network::{NetworkOptionError, network},
     rates, refused,
     signal::{self, InvalidSignal},
     values,
@@ -56,8 +57,8 @@ pub enum OptionError {
     OomScoreAdj(i32),
     #[error("--pids-limit {0}: it must be positive, or -1 for unlimited")]
     Pids(i64),
-    #[error("--network {0}: networks are not part of this version; there is `none`")]
-    Network(String),
+    #[error(transparent)]
+    Network(#[from] NetworkOptionError),
     #[error("--restart {0}: restart policies are not part of this version; there is `no`")]
     Restart(String),
     #[error(transparent)]
@@ -69,9 +70,7 @@ pub enum OptionError {
 /// What can be said before the image is known: flags that this version refuses.
 pub fn check(flags: &ContainerFlags) -> Result<(), OptionError> {
     flags.refused.check()?;
-    if let Some(network) = flags.network.as_deref().filter(|&name| name != "none") {
-        return Err(OptionError::Network(network.to_owned()));
-    }
+    network(flags.network.as_deref(), &flags.publish)?;
     if let Some(policy) = flags.restart.as_deref().filter(|&name| name != "no") {
         return Err(OptionError::Restart(policy.to_owned()));
     }
@@ -121,6 +120,7 @@ pub fn resolve(
         sysctls: flags.sysctl.iter().map(|text| values::sysctl(text)).collect::<Result<_, _>>()?,
         log_driver,
         log_rotation: logging::rotation(log_driver, &flags.log_opt)?,
+        network: network(flags.network.as_deref(), &flags.publish)?,
     };
     refuse_nul(&config)?;
     Ok(config)
@@ -455,7 +455,7 @@ mod tests {
             &["--hostname", "a/b"],
             &["--network", "host"],
             &["--restart", "always"],
-            &["-p", "80:80"],
+            &["-p", "80"],
             &["-v", "/a:b"],
             &["-v", "/a:/b", "--tmpfs", "/b"],
             &["--stop-signal", "NOPE"],

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 pub use process::{ExecOptions, exec_process};
 
 use crate::{
-    config::{ContainerConfig, Seccomp},
+    config::{ContainerConfig, Network, Seccomp},
     options::rates,
 };
 
@@ -49,7 +49,7 @@ pub fn build(config: &ContainerConfig, context: &Context<'_>) -> Result<Spec, Sp
         if privileged { (&[], &[]) } else { (&MASKED_PATHS, &READONLY_PATHS) };
     let mut linux = json!({
         "resources": resources::build(config),
-        "namespaces": NAMESPACES.map(|kind| json!({ "type": kind })),
+        "namespaces": namespaces(&config.network),
         "maskedPaths": masked,
         "readonlyPaths": readonly,
         "sysctl": config.sysctls,
@@ -73,6 +73,15 @@ pub fn build(config: &ContainerConfig, context: &Context<'_>) -> Result<Spec, Sp
     serde_json::from_value(spec).map_err(SpecError::Invalid)
 }
 
+fn namespaces(network: &Network) -> Vec<Value> {
+    let mut namespaces = NAMESPACES.map(|kind| json!({ "type": kind })).to_vec();
+    namespaces.push(match network {
+        Network::Namespace { path } => json!({ "type": "network", "path": path }),
+        Network::None | Network::Bridge { .. } => json!({ "type": "network" }),
+    });
+    namespaces
+}
+
 /// What the VM's size and limits are beside the container's.
 fn annotations(config: &ContainerConfig) -> Map<String, Value> {
     let RateLimit { bandwidth, operations } = config.limits.disk_limit;
@@ -94,7 +103,7 @@ fn seccomp_of(config: &ContainerConfig) -> Result<Option<Value>, SpecError> {
     }
 }
 
-const NAMESPACES: [&str; 6] = ["mount", "uts", "pid", "ipc", "network", "cgroup"];
+const NAMESPACES: [&str; 5] = ["mount", "uts", "pid", "ipc", "cgroup"];
 
 const MASKED_PATHS: [&str; 12] = [
     "/proc/asound",

@@ -35,10 +35,10 @@ fn a_name_in_use_is_a_conflict() {
 fn what_cannot_be_done_is_refused_in_words() {
     let host = host!();
     for (args, words) in [
-        (&["run", "-p", "80:80", "tools"][..], "networks are not part of this version"),
+        (&["run", "-p", "80", "tools"][..], "name the host's port and the container's: 8080:80"),
         (&["run", "-v", "/a:b", "tools"], "mount path must be absolute"),
         (&["run", "--mount", "type=bind,src=/no/such,dst=/b", "tools"], "does not exist: /no/such"),
-        (&["run", "--network", "host", "tools"], "networks"),
+        (&["run", "--network", "host", "tools"], "network cannot be a microVM's"),
         (&["run", "--pull", "sometimes", "tools"], "must be one of"),
         (&["run", "-m", "1m", "tools"], "minimum memory limit"),
         (&["run", "-e", "", "tools"], "invalid environment variable"),
