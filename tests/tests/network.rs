@@ -1,7 +1,7 @@
 //! A container under containerd has the network that stands in its namespace: as under runc,
 //! and nothing of it is left.
 
-use caisson_tests::{Host, Outcome, containerd::with_containerd, host};
+use caisson_tests::{Host, Leftovers, Outcome, containerd::with_containerd, host};
 
 const CAISSON: &str = "--runtime io.containerd.caisson.v2";
 
@@ -112,4 +112,62 @@ fn a_killed_vm_leaves_nothing_of_its_network() {
     );
     let round = "redirected\neth0 has an ingress queue discipline\nnothing left\n";
     with_network(host, &script).succeeded().printed(&round.repeat(2));
+}
+
+#[test]
+fn a_published_port_leads_into_a_container_which_reaches_the_world_and_its_neighbours() {
+    let host = host!();
+    let leftovers = Leftovers::watch(host);
+    let script = format!(
+        r#"{caisson}
+        $C run -d --name web -p 127.0.0.1:8088:80 busybox \
+            sh -c 'mkdir /www; echo hello > /www/x; httpd -f -h /www' > /dev/null || exit 1
+        get() {{ for i in $(seq 50); do timeout 5 busybox wget -q -O - http://127.0.0.1:8088/x && break; sleep 0.2; done; }}
+        get
+        $C ps --format '{{{{.Ports}}}} {{{{.Networks}}}}'
+        $C run --rm -p 127.0.0.1:8088:80 busybox true 2>&1 | grep -o 'publish 127.0.0.1:8088: the port is in use'
+        # Beyond the host, and without a way back to the bridge's network.
+        ip netns add caisson-world
+        ip link add world0 type veth peer name eth0 netns caisson-world
+        ip addr add 192.0.2.1/24 dev world0; ip link set world0 up
+        ip -n caisson-world addr add 192.0.2.2/24 dev eth0; ip -n caisson-world link set eth0 up
+        mkdir $D/world; echo world > $D/world/x
+        ip netns exec caisson-world busybox httpd -f -p 192.0.2.2:80 -h $D/world & world=$!
+        address=$($C exec web ip addr show dev eth0 | grep -o '10\.89\.[0-9]*\.[0-9]*' | head -n 1)
+        $C run --rm --network bridge busybox sh -c \
+            "timeout 20 wget -q -O - http://192.0.2.2/x; timeout 20 wget -q -O - http://$address/x"
+        # From there, nobody comes in unasked.
+        ip -n caisson-world route add 10.89.0.0/16 via 192.0.2.1
+        ip netns exec caisson-world timeout 3 busybox wget -q -O - http://$address/x || echo kept out
+        kill $world; ip netns del caisson-world; ip link del world0 2> /dev/null
+        $C restart -t 1 web > /dev/null; get
+        kill -9 $(pidof containerd-shim-caisson-v2); $C rm -f web > /dev/null
+        for i in $(seq 100); do ip -o link | grep -q cveth || break; sleep 0.1; done
+        ip -o link | grep cveth || echo nothing left
+        timeout 5 busybox wget -q -O - http://127.0.0.1:8088/x 2> /dev/null || echo closed
+        "#,
+        caisson = host.shell_variable() + "; D=$(mktemp -d); trap 'rm -r $D' EXIT",
+    );
+    host.inside(&script).succeeded().printed(
+        "hello\n127.0.0.1:8088->80/tcp bridge\npublish 127.0.0.1:8088: the port is in use\n\
+         world\nhello\nkept out\nhello\nnothing left\nclosed\n",
+    );
+    leftovers.none(host);
+}
+
+#[test]
+fn a_container_of_the_command_line_takes_a_network_namespace_of_the_host() {
+    let host = host!();
+    let script = format!(
+        "{}
+        ip netns add caisson-taken
+        ip -n caisson-taken link add eth0 type veth peer name other0
+        ip -n caisson-taken addr add 198.51.100.7/24 dev eth0
+        ip -n caisson-taken link set eth0 up
+        $C run --rm --network ns:/run/netns/caisson-taken busybox ip addr show dev eth0 | grep -o 198.51.100.7/24
+        $C run --rm --network ns:/proc/1/ns/net busybox true 2>&1 | grep -o \"is the host's own network\"
+        ip netns del caisson-taken",
+        host.shell_variable()
+    );
+    host.inside(&script).succeeded().printed("198.51.100.7/24\nis the host's own network\n");
 }
