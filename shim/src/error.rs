@@ -24,6 +24,11 @@ pub enum Error {
     InvalidArgument(&'static str),
     #[error("{0}")]
     Unsupported(&'static str),
+    #[error(
+        "{what} is more than the container's VM has ({has}), which cannot grow while it runs: stop the \
+         container, change it, and start it again"
+    )]
+    BeyondVm { what: String, has: String },
     #[error("the creation of {id:?} was cancelled")]
     Cancelled { id: String },
     #[error(transparent)]
@@ -51,7 +56,7 @@ impl Error {
         match self {
             Self::NotFound { .. } | Self::AlreadyFinished => ErrorKind::NotFound,
             Self::AlreadyExists { .. } => ErrorKind::AlreadyExists,
-            Self::State { .. } => ErrorKind::FailedPrecondition,
+            Self::State { .. } | Self::BeyondVm { .. } => ErrorKind::FailedPrecondition,
             Self::InvalidArgument(_) => ErrorKind::InvalidArgument,
             Self::Unsupported(_) => ErrorKind::Unsupported,
             Self::Cancelled { .. } => ErrorKind::Cancelled,

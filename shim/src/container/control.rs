@@ -4,7 +4,7 @@ use caisson_agent_protocol::{Call, Outcome, Stats, plan::Resources};
 use containerd_shim::protos::events::task::{TaskPaused, TaskResumed};
 
 use super::Container;
-use crate::{agent_client::CallError, error::Error, plan, process::Phase};
+use crate::{agent_client::CallError, error::Error, plan, process::Phase, sandbox::VmSize};
 
 impl Container {
     pub async fn resize(&self, exec: Option<&str>, columns: u32, rows: u32) -> Result<(), Error> {
@@ -43,7 +43,8 @@ impl Container {
 
     /// Changes limits; `json` is the runtime-spec's `LinuxResources`.
     pub async fn update(&self, json: &[u8]) -> Result<(), Error> {
-        let resources: Resources = plan::update(json, self.vcpus)?;
+        let resources: Resources = plan::update(json, self.size.vcpus)?;
+        require_room(&resources, &self.size)?;
         self.require_running("update")?;
         let call = Call::Update { container: self.id.clone(), resources };
         self.done("update", None, call).await?;
@@ -71,5 +72,48 @@ impl Container {
         self.init.set_running(false);
         self.events.publish(TaskResumed { container_id: self.id.clone(), ..Default::default() });
         Ok(())
+    }
+}
+
+/// Refuses limits that the VM cannot give. One that is lifted is no limit.
+fn require_room(resources: &Resources, size: &VmSize) -> Result<(), Error> {
+    let memory = u64::from(size.memory_mib) << 20;
+    if let Some(bytes) = resources.memory_bytes.filter(|&bytes| bytes != u64::MAX && bytes > memory)
+    {
+        let what = format!("a memory limit of {bytes} bytes");
+        return Err(Error::BeyondVm { what, has: format!("{} MiB", size.memory_mib) });
+    }
+    let quota = resources.cpu_quota_usec.filter(|&quota| quota != u64::MAX);
+    if let (Some(quota), Some(period)) = (quota, resources.cpu_period_usec)
+        && quota > period.saturating_mul(size.vcpus.into())
+    {
+        let what = format!("a quota of {quota} \u{b5}s of CPU time in {period} \u{b5}s");
+        return Err(Error::BeyondVm { what, has: format!("{} CPUs", size.vcpus) });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_beyond_the_vm_are_refused_and_lifted_ones_are_none() {
+        let size = VmSize { vcpus: 2, memory_mib: 128, disk_limit: Default::default() };
+        let resources = |memory_bytes, cpu_quota_usec| Resources {
+            memory_bytes,
+            cpu_quota_usec,
+            cpu_period_usec: Some(100_000),
+            ..Resources::default()
+        };
+        let room = |memory, quota| require_room(&resources(memory, quota), &size);
+        for (memory, quota) in
+            [(None, None), (Some(128 << 20), Some(200_000)), (Some(u64::MAX), Some(u64::MAX))]
+        {
+            room(memory, quota).unwrap();
+        }
+        let error = room(Some(129 << 20), None).unwrap_err();
+        assert!(error.to_string().contains("(128 MiB)"), "{error}");
+        assert!(room(None, Some(200_001)).unwrap_err().to_string().contains("(2 CPUs)"));
     }
 }

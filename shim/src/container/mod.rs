@@ -45,7 +45,7 @@ use crate::{
     plan::{self, HostSize, Planned},
     process::{Phase, Process},
     rootfs::Source,
-    sandbox::{Cancelled, Launcher, Sandbox, SandboxSpec},
+    sandbox::{Cancelled, Launcher, Sandbox, SandboxSpec, VmSize},
     stages,
     stdio::{OpenStdio, StdioSpec},
     vm,
@@ -76,7 +76,7 @@ pub struct Container {
     /// `None` while the agent prepares it.
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
     next_port: AtomicU32,
-    vcpus: u8,
+    size: VmSize,
     /// What every process of the container is filtered by.
     seccomp: Vec<SeccompProgram>,
     oom_told: AtomicBool,
@@ -160,7 +160,7 @@ impl Container {
             init,
             execs: Mutex::default(),
             next_port,
-            vcpus: size.vcpus,
+            size,
             seccomp,
             oom_told: AtomicBool::new(false),
             visited: AtomicBool::new(false),
