@@ -16,6 +16,9 @@ fn processes_files_and_differences_of_a_running_container_are_seen() {
     assert_eq!(words[0], "root");
     assert_eq!(words[2..], ["sleep", "sleep", "1000"]);
     host.caisson(["diff", "seen"]).succeeded().printed_something_like("A /made\n");
+    host.caisson(["update", "--pids-limit", "77", "seen"]).succeeded().printed("seen\n");
+    host.caisson(["exec", "seen", "cat", "/sys/fs/cgroup/pids.max"]).succeeded().printed("77\n");
+    host.caisson(["update", "-m", "100g", "seen"]).exited_with(1).complained_about("cannot grow");
     let scratch = host.scratch();
     let to = |name: &str| scratch.path().join(name).to_string_lossy().into_owned();
     // In another directory than this one, which the machine does not share writable.

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::{
     Command, attach, cp, create, diff, exec, export, inspect, kill, logs, pause, prune, ps, rename,
-    restart, rm, run, start, stats, stop, top, wait,
+    restart, rm, run, start, stats, stop, top, update, wait,
 };
 use crate::{engine, failure::CommandResult, globals::Globals};
 
@@ -86,6 +86,9 @@ pub(super) enum ContainerCommand {
     /// Unpause all processes within one or more containers
     #[command(override_usage = "caisson container unpause CONTAINER [CONTAINER...]")]
     Unpause(pause::PauseArgs),
+    /// Update configuration of one or more containers
+    #[command(override_usage = "caisson container update [OPTIONS] CONTAINER [CONTAINER...]")]
+    Update(update::UpdateArgs),
     /// Block until one or more containers stop, then print their exit codes
     #[command(override_usage = "caisson container wait CONTAINER [CONTAINER...]")]
     Wait(wait::WaitArgs),
@@ -124,6 +127,7 @@ impl ContainerCommand {
             Self::Stop(args) => Command::Stop(args),
             Self::Top(args) => Command::Top(args),
             Self::Unpause(args) => Command::Unpause(args),
+            Self::Update(args) => Command::Update(args),
             Self::Wait(args) => Command::Wait(args),
         }
     }

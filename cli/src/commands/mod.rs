@@ -44,6 +44,7 @@ mod system;
 mod tag;
 mod tool;
 mod top;
+mod update;
 mod version;
 mod volume;
 mod wait;
@@ -115,7 +116,7 @@ pub enum Command {
     /// Get real time events
     ///
     /// Events are kept in a bounded log; --since shows those before now. Container events are
-    /// create, start, kill, stop, oom, die, pause, unpause, rename, restart and destroy; image
+    /// create, start, update, kill, stop, oom, die, pause, unpause, rename, restart and destroy; image
     /// events are pull, push, load, import, tag, untag and delete.
     #[command(override_usage = "caisson events [OPTIONS]")]
     Events(events::EventsArgs),
@@ -202,6 +203,11 @@ pub enum Command {
     /// Unpause all processes within one or more containers
     #[command(override_usage = "caisson unpause CONTAINER [CONTAINER...]")]
     Unpause(pause::PauseArgs),
+    /// Update configuration of one or more containers
+    ///
+    /// A container that runs gets no more memory and CPUs than its VM was started with.
+    #[command(override_usage = "caisson update [OPTIONS] CONTAINER [CONTAINER...]")]
+    Update(update::UpdateArgs),
     /// Show the Caisson version information
     #[command(override_usage = "caisson version [OPTIONS]")]
     Version(version::VersionArgs),
@@ -329,6 +335,7 @@ fn here(globals: &Globals, command: Command) -> CommandResult {
         Command::Tag(args) => tag::tag(globals, &args),
         Command::Top(args) => top::top(globals, &args),
         Command::Unpause(args) => pause::unpause(globals, &args),
+        Command::Update(args) => update::update(globals, &args),
         Command::Version(args) => version::version(&args),
         Command::Volume(args) => volume::volume(globals, args),
         Command::Wait(args) => wait::wait(globals, &args),

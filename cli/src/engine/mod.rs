@@ -15,6 +15,7 @@ mod process;
 mod reap;
 mod remove;
 mod start;
+mod update;
 mod usage;
 mod visit;
 mod volumes;

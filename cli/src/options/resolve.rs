@@ -221,7 +221,7 @@ fn security(flags: &ContainerFlags) -> Result<Security, OptionError> {
     Ok(Security { privileged: flags.privileged, capabilities, no_new_privileges, seccomp })
 }
 
-fn limits(flags: &ContainerFlags) -> Result<Limits, OptionError> {
+pub(crate) fn limits(flags: &ContainerFlags) -> Result<Limits, OptionError> {
     let memory_bytes = size("memory", &flags.memory)?.filter(|&bytes| bytes > 0);
     if let Some(bytes) = memory_bytes.filter(|&bytes| bytes < MIN_MEMORY_BYTES) {
         return Err(OptionError::MemoryTooSmall { bytes });

@@ -269,6 +269,11 @@ impl Records {
         self.update("UPDATE containers SET restarting = 1 WHERE id = ?1", [id])
     }
 
+    pub fn set_config(&self, id: &str, config: &ContainerConfig) -> Result<(), RecordError> {
+        let text = serde_json::to_string(config).map_err(RecordError::Config)?;
+        self.update("UPDATE containers SET config = ?2 WHERE id = ?1", [id, &text])
+    }
+
     /// Gives the container another name, which nobody else has.
     pub fn rename(&mut self, id: &str, name: &str) -> Result<(), RecordError> {
         let failed = database_error("rename a container");

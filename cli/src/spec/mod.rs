@@ -8,13 +8,13 @@ mod seccomp;
 use std::path::Path;
 
 use caisson_vmm::config::RateLimit;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 use serde_json::{Map, Value, json};
 
 pub use process::{ExecOptions, exec_process};
 
 use crate::{
-    config::{ContainerConfig, Network, Seccomp},
+    config::{ContainerConfig, Limits, Network, Seccomp},
     options::rates,
 };
 
@@ -80,6 +80,16 @@ fn namespaces(network: &Network) -> Vec<Value> {
         Network::None | Network::Bridge { .. } => json!({ "type": "network" }),
     });
     namespaces
+}
+
+/// The limits alone, as an update takes them: what is not limited stays as it is.
+pub fn limits(limits: &Limits) -> Result<LinuxResources, SpecError> {
+    let config = ContainerConfig { limits: limits.clone(), ..ContainerConfig::default() };
+    let mut resources = resources::build(&config);
+    if let Some(fields) = resources.as_object_mut() {
+        fields.remove("devices");
+    }
+    serde_json::from_value(resources).map_err(SpecError::Invalid)
 }
 
 /// What the VM's size and limits are beside the container's.

@@ -91,3 +91,22 @@ fn what_takes_space_is_listed_and_what_is_unused_removed() {
     assert_eq!((total("Images"), total("Containers")), ("0/0".to_owned(), "0/0".to_owned()));
     host.nothing_left();
 }
+
+#[test]
+fn limits_of_a_container_that_does_not_run_are_those_of_its_next_start() {
+    let host = host!();
+    host.caisson(&["create", "--name", "small", "-m", "64m", "--pids-limit", "5", "tools"])
+        .succeeded();
+    host.caisson(&["update", "-m", "128m", "--cpus", "1.5", "small"])
+        .succeeded()
+        .printed("small\n");
+    let format = "{{.HostConfig.Memory}} {{.HostConfig.NanoCpus}} {{.HostConfig.PidsLimit}}";
+    host.caisson(&["inspect", "-f", format, "small"])
+        .succeeded()
+        .printed("134217728 1500000000 5\n");
+    host.caisson(&["update", "small"]).exited_with(1).complained("one or more flags");
+    host.caisson(&["update", "-m", "1k", "small"]).exited_with(1).complained("6MB");
+    host.caisson(&["update", "-m", "64m", "nobody"]).exited_with(1).complained("No such container");
+    host.caisson(&["rm", "small"]).succeeded();
+    host.nothing_left();
+}
