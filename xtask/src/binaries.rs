@@ -12,10 +12,23 @@ use crate::{cpio, kernel, machine_assets, process, workspace};
 /// All are linked statically: the agent and the machine's init because nothing else is
 /// there, the others because a static program starts sooner and shares no loader pages.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-const PACKAGES: [&str; 6] =
-    ["caisson", "caisson-agent", "caisson-fs", "caisson-rootfs", "caisson-shim", "caisson-vmm"];
-const PROGRAMS: [&str; 5] =
-    ["caisson", "caisson-fs", "caisson-unpack", "caisson-vmm", "containerd-shim-caisson-v2"];
+const PACKAGES: [&str; 7] = [
+    "caisson",
+    "caisson-agent",
+    "caisson-fs",
+    "caisson-rootfs",
+    "caisson-runtime",
+    "caisson-shim",
+    "caisson-vmm",
+];
+const PROGRAMS: [&str; 6] = [
+    "caisson",
+    "caisson-fs",
+    "caisson-runtime",
+    "caisson-unpack",
+    "caisson-vmm",
+    "containerd-shim-caisson-v2",
+];
 
 /// How the programs are compiled: a profile of `Cargo.toml`.
 #[derive(Clone, Copy)]

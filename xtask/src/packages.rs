@@ -29,6 +29,8 @@ const NEEDED: &[Needed] = &[
     ("debootstrap", "/usr/sbin/debootstrap", "the debian image"),
     ("erofs-utils", "/usr/bin/fsck.erofs", "checks the layers that rootfs writes"),
     ("containerd", "/usr/bin/containerd", "runs the shim as an engine does"),
+    ("podman", "/usr/bin/podman", "runs caisson-runtime as an engine does"),
+    ("docker.io", "/usr/sbin/dockerd", "runs caisson-runtime as an engine does"),
     ("libcap2-bin", "/sbin/setcap", "file capabilities in an image"),
     ("attr", "/usr/bin/setfattr", "extended attributes in an image"),
     ("docker-registry", "/usr/bin/docker-registry", "a registry to push to and pull from"),

@@ -116,13 +116,8 @@ impl Calls {
                 call.rules.extend(rules);
                 continue;
             }
-            match call.unconditional {
-                Some(other) if other != action => {
-                    let problem = format!("two rules without arguments contradict on {name}");
-                    return Err(invalid(format!("{FIELD}.syscalls"), problem));
-                }
-                _ => call.unconditional = Some(action),
-            }
+            // Of several without arguments libseccomp keeps the first.
+            call.unconditional.get_or_insert(action);
         }
         Ok(())
     }

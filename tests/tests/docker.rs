@@ -1,0 +1,69 @@
+//! `caisson-runtime` as a runtime of Debian's Docker, beside runc in the same run.
+
+use caisson_tests::{Host, Outcome, host};
+
+/// Runs `script` with a dockerd of its own, which knows the runtime `caisson` and the image
+/// `busybox`; the networks are dockerd's, without rules for packets.
+fn with_docker(host: &Host, script: &str) -> Outcome {
+    let programs = host.program().parent().expect("programs have a directory");
+    host.inside(&format!(
+        r#"
+        D=/run/caisson-test-docker S=/var/lib/docker/caisson-test; mkdir -p $D $S
+        export DOCKER_HOST=unix://$D/docker.sock
+        dockerd --data-root $S --exec-root $D/exec --pidfile $D/pid --host $DOCKER_HOST --iptables=false \
+            --ip6tables=false --add-runtime caisson={programs}/caisson-runtime > $D/log 2>&1 & daemon=$!
+        tries=0
+        until docker version > /dev/null 2>&1; do
+            tries=$((tries + 1)); sleep 0.2
+            [ $tries -lt 300 ] || {{ cat $D/log >&2; kill $daemon; exit 90; }}
+        done
+        docker load -q -i {image} > /dev/null || exit 91
+        {script}
+        code=$?
+        docker ps -aq | xargs -r docker rm -f > /dev/null
+        kill $daemon; wait $daemon
+        # Nothing stays of any container.
+        find $D -name state.json; pidof caisson-vmm containerd-shim-caisson-v2 caisson-runtime
+        ip link del docker0; rm -rf $D $S
+        exit $code
+        "#,
+        programs = programs.display(),
+        image = host.busybox.display(),
+    ))
+}
+
+#[test]
+fn docker_run_gives_the_same_output_and_exit_codes_as_with_runc() {
+    let host = host!();
+    let run = r#"
+        docker run --rm --runtime $runtime --network none busybox sh -c 'echo out; echo err >&2; exit 7'; echo code $?
+        echo input | docker run --rm -i --runtime $runtime --network none busybox cat
+        docker run --rm --runtime $runtime --network none busybox no-such-command 2> /dev/null; echo code $?
+        docker run --rm -t --runtime $runtime --network none busybox tty
+    "#;
+    let expected = "out\ncode 7\ninput\ncode 127\n/dev/pts/0\r\n";
+    let script = format!("for runtime in runc caisson; do {run} done");
+    let outcome = with_docker(host, &script).succeeded();
+    outcome.printed(&expected.repeat(2)).complained_about("err\nerr\n");
+}
+
+#[test]
+fn a_container_of_docker_is_on_its_bridge_and_takes_an_exec() {
+    let host = host!();
+    with_docker(
+        host,
+        r#"
+        docker run -d --name c1 --runtime caisson busybox \
+            sh -c 'mkdir /www; echo hello > /www/index.html; httpd -f -h /www' > /dev/null
+        docker exec c1 sh -c 'uname -r | grep -o caisson; ip route | grep -c ^default; exit 3'; echo code $?
+        address=$(docker inspect -f '{{.NetworkSettings.IPAddress}}' c1)
+        tries=0
+        until busybox wget -q -O - http://$address/; do
+            tries=$((tries + 1)); [ $tries -lt 50 ] || break; sleep 0.2
+        done
+        docker kill c1 > /dev/null; docker wait c1
+        "#,
+    )
+    .succeeded()
+    .printed("caisson\n1\ncode 3\nhello\n137\n");
+}
