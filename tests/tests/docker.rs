@@ -46,24 +46,3 @@ fn docker_run_gives_the_same_output_and_exit_codes_as_with_runc() {
     let outcome = with_docker(host, &script).succeeded();
     outcome.printed(&expected.repeat(2)).complained_about("err\nerr\n");
 }
-
-#[test]
-fn a_container_of_docker_is_on_its_bridge_and_takes_an_exec() {
-    let host = host!();
-    with_docker(
-        host,
-        r#"
-        docker run -d --name c1 --runtime caisson busybox \
-            sh -c 'mkdir /www; echo hello > /www/index.html; httpd -f -h /www' > /dev/null
-        docker exec c1 sh -c 'uname -r | grep -o caisson; ip route | grep -c ^default; exit 3'; echo code $?
-        address=$(docker inspect -f '{{.NetworkSettings.IPAddress}}' c1)
-        tries=0
-        until busybox wget -q -O - http://$address/; do
-            tries=$((tries + 1)); [ $tries -lt 50 ] || break; sleep 0.2
-        done
-        docker kill c1 > /dev/null; docker wait c1
-        "#,
-    )
-    .succeeded()
-    .printed("caisson\n1\ncode 3\nhello\n137\n");
-}
