@@ -51,7 +51,9 @@ impl Host {
     /// `None`, with the reason printed, where `cargo xtask test` has not prepared one.
     pub fn get() -> Option<&'static Self> {
         static HOST: OnceLock<Option<Host>> = OnceLock::new();
-        HOST.get_or_init(Self::prepare).as_ref()
+        let host = HOST.get_or_init(Self::prepare).as_ref()?;
+        host.remove_containers();
+        Some(host)
     }
 
     fn prepare() -> Option<Self> {
@@ -67,7 +69,6 @@ impl Host {
         fs::create_dir_all(&host.directory).expect("the tests' directory can be made");
         let lock = fs::File::create(host.directory.join("lock")).expect("a lock file");
         lock.lock().expect("lock the tests' directory");
-        host.remove_containers();
         for (name, archive) in [("busybox", &host.busybox), ("debian:12", &host.debian)] {
             if host.caisson(["images", "-q", name]).stdout.trim().is_empty() {
                 let archive = archive.to_str().expect("an UTF-8 path");
