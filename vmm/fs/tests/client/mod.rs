@@ -168,17 +168,6 @@ impl Client {
         self.call(op::GETXATTR, node, &[words(&[256, 0]), text(name)].concat())
     }
 
-    /// Takes replies until the one to a request that is sent now.
-    pub(crate) fn drain(&mut self) {
-        const GETATTR: u32 = 3;
-        self.send_request(GETATTR, ROOT, &[0; 16]);
-        let mut header = [0; 16];
-        while {
-            self.receive(&mut header);
-            long(&header[8..]) != self.unique
-        } {}
-    }
-
     /// Closes the socket; how the server ended.
     pub(crate) fn end(self) -> ExitStatus {
         let Self { socket, mut server, .. } = self;
@@ -216,10 +205,16 @@ impl Client {
         assert_eq!(sent, message.len() as isize);
     }
 
+    /// The reply to the last request. The server answers in any order: other replies, that
+    /// nobody waited for, are passed over.
     fn reply(&mut self) -> Reply<Vec<u8>> {
         let mut reply = [0; 8192];
-        let length = self.receive(&mut reply);
-        assert_eq!(long(&reply[8..]), self.unique);
+        let length = loop {
+            let length = self.receive(&mut reply);
+            if long(&reply[8..]) == self.unique {
+                break length;
+            }
+        };
         match i32::from_le_bytes(reply[4..8].try_into().unwrap()) {
             0 => Ok(reply[16..length].to_vec()),
             error => Err(-error),
