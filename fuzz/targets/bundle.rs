@@ -20,7 +20,12 @@ fuzz_target!(|changes: json::Changes| {
     let process = spec.get("process").cloned().unwrap_or(json!({}));
     let _ = exec(&serde_json::to_vec(&process).expect("JSON is plain data"), false, Vec::new());
     let Ok(spec) = serde_json::from_value(spec) else { return };
-    let surroundings = Surroundings { ports: StdioPorts::default(), terminal: false, vcpus: 1 };
+    let surroundings = Surroundings {
+        ports: StdioPorts::default(),
+        terminal: false,
+        vcpus: 1,
+        interfaces: Vec::new(),
+    };
     let Ok(planned) = container("c", &spec, surroundings) else { return };
     let plan = planned.container;
     let bytes = serde_json::to_vec(&plan).expect("a plan is plain data");
