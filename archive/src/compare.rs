@@ -6,12 +6,12 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat},
+    fs::{AtFlags, FileType, Stat},
     io::Errno,
 };
 use thiserror::Error;
 
-use crate::name::display;
+use crate::{directory, name::display};
 
 #[derive(Debug, Error)]
 pub enum CompareError {
@@ -74,7 +74,8 @@ impl Trees<'_> {
         directory: &Option<OwnedFd>,
         path: &[u8],
     ) -> Result<Vec<Vec<u8>>, CompareError> {
-        let mut names = names(directory, path)?;
+        let Some(directory) = directory else { return Ok(Vec::new()) };
+        let mut names = directory::names(directory).map_err(read_error("list", path))?;
         names.retain(|name| !(self.ignored)(&[path, b"/", name].concat()));
         Ok(names)
     }
@@ -146,31 +147,10 @@ fn merged<'a>(old: &'a [Vec<u8>], new: &'a [Vec<u8>]) -> Vec<&'a [u8]> {
     all
 }
 
+/// `path` begins with a slash, or is empty for the root.
 fn open(root: BorrowedFd<'_>, path: &[u8]) -> Result<Option<OwnedFd>, CompareError> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let below = match path {
-        b"" => b".",
-        path => &path[1..],
-    };
-    match rustix::fs::openat2(root, below, flags, Mode::empty(), resolve) {
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
-        other => other.map(Some).map_err(read_error("open the directory", path)),
-    }
-}
-
-fn names(directory: &Option<OwnedFd>, path: &[u8]) -> Result<Vec<Vec<u8>>, CompareError> {
-    let mut names = Vec::new();
-    let Some(directory) = directory else { return Ok(names) };
-    for entry in Dir::read_from(directory).map_err(read_error("list", path))? {
-        let entry = entry.map_err(read_error("list", path))?;
-        let name = entry.file_name().to_bytes();
-        if !matches!(name, b"." | b"..") {
-            names.push(name.to_vec());
-        }
-    }
-    names.sort();
-    Ok(names)
+    let below = path.strip_prefix(b"/").unwrap_or(path);
+    directory::open(root, below).map_err(read_error("open the directory", path))
 }
 
 fn stat(

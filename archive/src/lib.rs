@@ -6,6 +6,7 @@
 //! ```
 
 pub mod compare;
+mod directory;
 pub mod name;
 pub mod pack;
 pub mod placing;

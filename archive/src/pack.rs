@@ -10,12 +10,13 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat},
+    fs::{AtFlags, FileType, Mode, OFlags, Stat},
     io::Errno,
 };
 use thiserror::Error;
 
 use crate::{
+    directory,
     name::display,
     tar::{Entry, EntryKind, Timestamp, Writer, Xattr},
 };
@@ -87,12 +88,14 @@ impl<W: Write> Packer<W> {
         let mut pending = vec![Vec::new()];
         while let Some(below) = pending.pop() {
             let path = join(archived_as, &below);
-            let Some(directory) = open_directory(&top, &below, &path)? else { continue };
+            let opened = directory::open(&top, &below);
+            let opened = opened.map_err(read_error("open the directory", &path))?;
+            let Some(directory) = opened else { continue };
             if !enters(directory.as_fd()) {
                 continue;
             }
             let at = pending.len();
-            for name in names(&directory, &path)? {
+            for name in directory::names(&directory).map_err(read_error("list", &path))? {
                 let child = join(&path, &name);
                 if self.node(directory.as_fd(), &name, &child)?.is_some() {
                     pending.push(join(&below, &name));
@@ -224,31 +227,6 @@ fn entry(path: &[u8], kind: EntryKind, stat: &Stat, xattrs: Vec<Xattr>) -> Entry
         data_offset: 0,
         data_bytes: 0,
     }
-}
-
-/// `below` the top; `None` if it is no directory any more.
-fn open_directory(top: &OwnedFd, below: &[u8], path: &[u8]) -> Result<Option<OwnedFd>, PackError> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let below = if below.is_empty() { b"." } else { below };
-    match rustix::fs::openat2(top, below, flags, Mode::empty(), resolve) {
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
-        other => other.map(Some).map_err(read_error("open the directory", path)),
-    }
-}
-
-/// Sorted, so that equal trees give equal archives.
-fn names(directory: &OwnedFd, path: &[u8]) -> Result<Vec<Vec<u8>>, PackError> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(directory).map_err(read_error("list", path))? {
-        let entry = entry.map_err(read_error("list", path))?;
-        let name = entry.file_name().to_bytes();
-        if !matches!(name, b"." | b"..") {
-            names.push(name.to_vec());
-        }
-    }
-    names.sort();
-    Ok(names)
 }
 
 /// Those that mean something elsewhere: capabilities and the user's own.
