@@ -16,6 +16,7 @@ pub mod control;
 pub mod cpu;
 pub mod devices;
 pub mod exits;
+mod interrupted;
 pub mod io_thread;
 pub mod kvm_stats;
 pub mod lifecycle;

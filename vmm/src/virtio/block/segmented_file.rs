@@ -10,7 +10,7 @@ use std::{
     os::fd::{AsRawFd, RawFd},
 };
 
-use crate::virtio::iovecs::IoVecs;
+use crate::{interrupted::retry, virtio::iovecs::IoVecs};
 
 /// Each file begins at a multiple of this many bytes.
 pub const ALIGNMENT: u64 = 4096;
@@ -193,7 +193,7 @@ impl Segment {
     /// Reads what one system call reads; 0 at the end of a truncated file.
     fn read_some(&self, within: u64, target: &mut IoVecs) -> io::Result<usize> {
         let done = target.with_front(bytes_to_usize(self.bytes - within), |vecs| {
-            retry_interrupted(|| {
+            retry(|| {
                 // SAFETY: the kernel writes to `vecs`, guest memory that is mapped, and to
                 // nothing else; no reference to it exists.
                 unsafe {
@@ -208,7 +208,7 @@ impl Segment {
     /// Writes what one system call writes, and at least a byte.
     fn write_some(&self, within: u64, source: &mut IoVecs) -> io::Result<usize> {
         let done = source.with_front(bytes_to_usize(self.bytes - within), |vecs| {
-            retry_interrupted(|| {
+            retry(|| {
                 // SAFETY: the kernel only reads `vecs`, guest memory that is mapped.
                 unsafe {
                     libc::pwritev64(self.fd(), vecs.as_ptr(), vecs.len() as i32, within as i64)
@@ -234,7 +234,7 @@ impl Segment {
     fn fallocate(&self, mode: i32, within: u64, length: u64) -> io::Result<()> {
         let mode = mode | libc::FALLOC_FL_KEEP_SIZE;
         // SAFETY: it takes no pointers.
-        retry_interrupted(|| unsafe {
+        retry(|| unsafe {
             libc::fallocate64(self.fd(), mode, within as i64, length as i64) as isize
         })
         .map(|_| ())
@@ -261,18 +261,6 @@ fn check_access(file: &File, readonly: bool, index: usize) -> Result<(), OpenErr
         return Err(OpenError::NotOpenForWriting { index });
     }
     Ok(())
-}
-
-fn retry_interrupted(mut call: impl FnMut() -> isize) -> io::Result<usize> {
-    loop {
-        if let Ok(done) = usize::try_from(call()) {
-            return Ok(done);
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
 }
 
 fn bytes_to_usize(bytes: u64) -> usize {

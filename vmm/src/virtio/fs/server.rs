@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::message::{MAX_BYTES, Reply};
+use crate::interrupted::retry;
 
 pub(super) enum Sent {
     Whole,
@@ -87,17 +88,5 @@ impl Server {
 impl AsRawFd for Server {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
-    }
-}
-
-fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
-    loop {
-        if let Ok(bytes) = usize::try_from(call()) {
-            return Ok(bytes);
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{io, mem, os::fd::AsRawFd, os::unix::net::UnixStream};
 
-use crate::virtio::iovecs::IoVecs;
+use crate::{interrupted::retry, virtio::iovecs::IoVecs};
 
 /// Sends from the front of `source` what the socket takes, and consumes it. An empty
 /// `source` is not sent.
@@ -11,7 +11,7 @@ pub(super) fn send(stream: &UnixStream, source: &mut IoVecs) -> io::Result<usize
         let message = message(vecs);
         // SAFETY: the kernel only reads `message` and the guest memory that it points to,
         // which is mapped.
-        check(|| unsafe {
+        retry(|| unsafe {
             libc::sendmsg(stream.as_raw_fd(), &message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
         })
     })?;
@@ -23,7 +23,7 @@ pub(super) fn send(stream: &UnixStream, source: &mut IoVecs) -> io::Result<usize
 pub(super) fn send_bytes(stream: &UnixStream, source: &[u8]) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: the kernel reads `source`, which is as long as it is told.
-    check(|| unsafe { libc::send(stream.as_raw_fd(), source.as_ptr().cast(), source.len(), flags) })
+    retry(|| unsafe { libc::send(stream.as_raw_fd(), source.as_ptr().cast(), source.len(), flags) })
 }
 
 /// Receives at most `max_bytes` into `target` after its first `skip` bytes, and consumes
@@ -39,7 +39,7 @@ pub(super) fn receive(
         // SAFETY: the kernel writes to `message` and to guest memory that is mapped and
         // that no reference points to. Without a control buffer it drops file descriptors
         // that the peer may have sent.
-        check(|| unsafe { libc::recvmsg(stream.as_raw_fd(), &mut message, libc::MSG_DONTWAIT) })
+        retry(|| unsafe { libc::recvmsg(stream.as_raw_fd(), &mut message, libc::MSG_DONTWAIT) })
     })
 }
 
@@ -56,7 +56,7 @@ pub(super) fn take(stream: &UnixStream, target: &mut [u8]) -> io::Result<usize> 
 fn receive_bytes(stream: &UnixStream, target: &mut [u8], flags: i32) -> io::Result<usize> {
     let flags = flags | libc::MSG_DONTWAIT;
     // SAFETY: the kernel writes to `target`, which is as long as it is told.
-    check(|| unsafe {
+    retry(|| unsafe {
         libc::recv(stream.as_raw_fd(), target.as_mut_ptr().cast(), target.len(), flags)
     })
 }
@@ -67,16 +67,4 @@ fn message(vecs: &[libc::iovec]) -> libc::msghdr {
     message.msg_iov = vecs.as_ptr().cast_mut();
     message.msg_iovlen = vecs.len();
     message
-}
-
-fn check(mut call: impl FnMut() -> isize) -> io::Result<usize> {
-    loop {
-        if let Ok(bytes) = usize::try_from(call()) {
-            return Ok(bytes);
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
 }
