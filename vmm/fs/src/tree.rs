@@ -9,11 +9,11 @@ use std::{
     ffi::{CStr, CString},
     fs::{self, File},
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, OwnedFd},
     path::Path,
 };
 
-use caisson_jail::namespaces;
+use caisson_jail::{namespaces, trees};
 
 use crate::{FsError, check, config::Share};
 
@@ -27,34 +27,9 @@ pub(crate) fn clone_shares(shares: &[Share]) -> Result<Vec<OwnedFd>, FsError> {
 }
 
 fn clone_share(share: &Share) -> Result<OwnedFd, FsError> {
-    let recursive = if share.recursive { libc::AT_RECURSIVE } else { 0 };
-    let flags = libc::OPEN_TREE_CLONE
-        | libc::OPEN_TREE_CLOEXEC
-        | (libc::AT_EMPTY_PATH | recursive) as libc::c_uint;
-    // SAFETY: the string is a constant; the result is owned by nobody else.
-    let tree = unsafe { libc::syscall(libc::SYS_open_tree, share.source, c"".as_ptr(), flags) };
-    check("copy the mounts at a share", tree)?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    let tree = unsafe { OwnedFd::from_raw_fd(tree as i32) };
+    let tree = trees::copy(share.source, share.recursive)?;
     let readonly = if share.readonly { libc::MOUNT_ATTR_RDONLY } else { 0 };
-    let attributes = libc::mount_attr {
-        attr_set: readonly | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID,
-        attr_clr: 0,
-        propagation: libc::MS_PRIVATE,
-        userns_fd: 0,
-    };
-    // SAFETY: `attributes` outlives the call and is as large as said.
-    let set = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
-            &raw const attributes,
-            size_of_val(&attributes),
-        )
-    };
-    check("restrict the mounts of a share", set)?;
+    trees::restrict(&tree, readonly | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID)?;
     Ok(tree)
 }
 
@@ -72,7 +47,7 @@ pub(crate) fn become_root(trees: Vec<OwnedFd>) -> Result<(), FsError> {
             } else {
                 make(File::create_new(&target).map(drop))?;
             }
-            attach(tree, &c_string(&target))?;
+            trees::attach(tree, &c_string(&target))?;
         }
         let proc = root.join("proc");
         make(fs::create_dir(&proc))?;
@@ -92,21 +67,6 @@ fn is_directory(tree: &OwnedFd) -> Result<bool, FsError> {
 
 fn make(made: io::Result<()>) -> Result<(), FsError> {
     made.map_err(|source| FsError::Step { step: "make a place for a share", source })
-}
-
-fn attach(tree: &OwnedFd, target: &CStr) -> Result<(), FsError> {
-    // SAFETY: the descriptor is open, the strings end in NUL.
-    let moved = unsafe {
-        libc::syscall(
-            libc::SYS_move_mount,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_FDCWD,
-            target.as_ptr(),
-            libc::MOVE_MOUNT_F_EMPTY_PATH,
-        )
-    };
-    check("mount a share", moved)
 }
 
 fn mount(

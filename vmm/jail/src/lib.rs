@@ -17,6 +17,7 @@ pub mod limits;
 pub mod namespaces;
 pub mod pid_namespace;
 pub mod privileges;
+pub mod trees;
 pub mod user_namespace;
 
 use std::{io, os::fd::RawFd};

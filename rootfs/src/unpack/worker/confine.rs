@@ -11,9 +11,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 
-use caisson_jail::{Jail, JailError, files, landlock, namespaces, privileges};
+use caisson_jail::{Jail, JailError, files, landlock, namespaces, privileges, trees};
 
 use super::filter;
 use crate::unpack::job::{Confinement, Job, Order};
@@ -105,23 +105,14 @@ fn limit(resource: libc::__rlimit_resource_t, value: u64) -> Result<(), ConfineE
 /// rights that reading it takes. The directory as it is reached then.
 fn enter_tree(input: &File, keep: &[RawFd], uid: u32) -> Result<File, ConfineError> {
     files::keep_only(keep)?;
-    let tree = clone_mounts(input)?;
-    make_read_only(&tree)?;
+    let tree = trees::copy(input.as_raw_fd(), true)?;
+    let read_only = libc::MOUNT_ATTR_RDONLY
+        | libc::MOUNT_ATTR_NOSUID
+        | libc::MOUNT_ATTR_NODEV
+        | libc::MOUNT_ATTR_NOEXEC;
+    trees::restrict(&tree, read_only)?;
     namespaces::leave()?;
-    namespaces::take_root(|place| {
-        // SAFETY: the descriptor is open, the strings end in NUL.
-        let moved = unsafe {
-            libc::syscall(
-                libc::SYS_move_mount,
-                tree.as_raw_fd(),
-                c"".as_ptr(),
-                libc::AT_FDCWD,
-                place.as_ptr(),
-                libc::MOVE_MOUNT_F_EMPTY_PATH,
-            )
-        };
-        check("mount the directory", moved)
-    })?;
+    namespaces::take_root(|place| trees::attach(&tree, place))?;
     let root = File::open("/")
         .map_err(|source| ConfineError::Step { step: "open the directory", source })?;
     become_reader(uid)?;
@@ -129,46 +120,6 @@ fn enter_tree(input: &File, keep: &[RawFd], uid: u32) -> Result<File, ConfineErr
     // SAFETY: duplicates over a descriptor that `input` owns and that stays open.
     check("close the directory", unsafe { libc::dup2(root.as_raw_fd(), input.as_raw_fd()) })?;
     Ok(root)
-}
-
-/// A copy of the mount at a directory, with those below it, that nothing names yet.
-fn clone_mounts(directory: &File) -> Result<OwnedFd, ConfineError> {
-    let flags = libc::OPEN_TREE_CLONE
-        | libc::OPEN_TREE_CLOEXEC
-        | (libc::AT_EMPTY_PATH | libc::AT_RECURSIVE) as libc::c_uint;
-    // SAFETY: the descriptor is open, the string a constant; the result is owned by nobody
-    // else.
-    unsafe {
-        let (fd, empty) = (directory.as_raw_fd(), c"".as_ptr());
-        let tree = libc::syscall(libc::SYS_open_tree, fd, empty, flags);
-        check("take the directory's mount", tree)?;
-        Ok(OwnedFd::from_raw_fd(tree as RawFd))
-    }
-}
-
-fn make_read_only(tree: &OwnedFd) -> Result<(), ConfineError> {
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY
-            | libc::MOUNT_ATTR_NOSUID
-            | libc::MOUNT_ATTR_NODEV
-            | libc::MOUNT_ATTR_NOEXEC,
-        attr_clr: 0,
-        propagation: libc::MS_PRIVATE,
-        userns_fd: 0,
-    };
-    // SAFETY: the descriptor is open, the string a constant, the attributes outlive the
-    // call and their size is theirs.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
-            &raw const attributes,
-            size_of_val(&attributes),
-        )
-    };
-    check("make the directory read-only", result)
 }
 
 /// Becomes `uid`, with nothing but the capabilities that reading a directory takes.
