@@ -106,24 +106,18 @@ impl Runtime {
         validate::id(exec)?;
         validate::process(process, ports)?;
         let init = self.running_init(container)?;
-        self.require_new_exec(container, exec)?;
-        // Out of the map while its parts are used beside `self`.
-        let mut held = self.containers.remove(container).expect("looked up above");
-        let key = self.spawn(Spawn {
-            request,
-            container,
-            exec: Some(exec),
-            work: Work::Process { process, role: Role::Exec { init: init.as_fd() } },
-            ports,
-            namespaces: 0,
-            pid_namespace: init.try_clone().ok(),
-            cgroup: Some(&held.cgroup),
-        });
-        if let Ok(key) = &key {
-            held.execs.insert(exec.to_owned(), *key);
-        }
-        self.containers.insert(container.to_owned(), held);
-        key.map(drop)
+        self.with_exec(container, exec, |runtime, held| {
+            runtime.spawn(Spawn {
+                request,
+                container,
+                exec: Some(exec),
+                work: Work::Process { process, role: Role::Exec { init: init.as_fd() } },
+                ports,
+                namespaces: 0,
+                pid_namespace: init.try_clone().ok(),
+                cgroup: Some(&held.cgroup),
+            })
+        })
     }
 
     /// Begins a tool's work on a container that is prepared or runs.
@@ -144,22 +138,34 @@ impl Runtime {
         }
         let is_started = init.is_running();
         let init = init.pidfd.try_clone().at(|| "copy a descriptor")?;
+        self.with_exec(container, exec, |runtime, held| {
+            runtime.spawn(Spawn {
+                request,
+                container,
+                exec: Some(exec),
+                work: Work::Tool { tool, container: held, init: init.as_fd(), is_started },
+                ports,
+                // What a tool mounts for itself goes with it.
+                namespaces: u64::from(libc::CLONE_NEWNS as u32),
+                // In the agent's pid namespace and cgroup: not seen from inside, and neither
+                // frozen nor limited with the container.
+                pid_namespace: None,
+                cgroup: None,
+            })
+        })
+    }
+
+    /// Begins what `spawn` begins in a container that is there, and keeps it as its `exec`.
+    fn with_exec(
+        &mut self,
+        container: &str,
+        exec: &str,
+        spawn: impl FnOnce(&mut Self, &Container) -> Result<Key, AgentError>,
+    ) -> Result<(), AgentError> {
         self.require_new_exec(container, exec)?;
         // Out of the map while its parts are used beside `self`.
-        let mut held = self.containers.remove(container).expect("looked up above");
-        let key = self.spawn(Spawn {
-            request,
-            container,
-            exec: Some(exec),
-            work: Work::Tool { tool, container: &held, init: init.as_fd(), is_started },
-            ports,
-            // What a tool mounts for itself goes with it.
-            namespaces: u64::from(libc::CLONE_NEWNS as u32),
-            // In the agent's pid namespace and cgroup: not seen from inside, and neither
-            // frozen nor limited with the container.
-            pid_namespace: None,
-            cgroup: None,
-        });
+        let mut held = self.containers.remove(container).expect("just looked up");
+        let key = spawn(self, &held);
         if let Ok(key) = &key {
             held.execs.insert(exec.to_owned(), *key);
         }
