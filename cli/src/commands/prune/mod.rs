@@ -1,29 +1,31 @@
 //! `container prune`, `image prune` and `volume prune`: removes what nobody uses.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::{self, BufRead, Write},
-    os::unix::fs::MetadataExt,
-    path::Path,
-    process::ExitCode,
-};
+mod filter;
+mod report;
+
+use std::{collections::BTreeMap, fs, io, os::unix::fs::MetadataExt, path::Path};
 
 use caisson_rootfs::ImageSummary;
 use clap::Args;
 
-use super::{print_line, rmi};
+use filter::Filter;
+use report::{Deleted, confirm};
+
+use super::rmi;
 use crate::{
     engine::{Engine, EngineError, RemovedVolumes},
     failure::{CommandResult, Failure},
     format::{
-        moment::{self, InvalidTime},
+        moment::InvalidTime,
         units::{self, UnixNanos},
     },
     globals::Globals,
     records::State,
     volumes::VolumeError,
 };
+
+/// The filters of what has an age and labels.
+const UNTIL_AND_LABELS: &str = "until=, label= and label!=";
 
 #[derive(Args, Clone, Debug)]
 pub(super) struct ContainerPruneArgs {
@@ -66,19 +68,6 @@ pub(super) struct VolumePruneArgs {
     pub(super) force: bool,
 }
 
-/// One `--filter`. All of them must hold.
-#[derive(Debug, PartialEq, Eq)]
-enum Filter {
-    /// Made before this time.
-    Until(UnixNanos),
-    Label {
-        key: String,
-        value: Option<String>,
-        /// `label=`; without: `label!=`.
-        present: bool,
-    },
-}
-
 #[derive(Debug, thiserror::Error)]
 enum PruneError {
     #[error("invalid filter {text:?}: there are {known}")]
@@ -95,10 +84,7 @@ enum PruneError {
 
 pub(super) fn containers(globals: &Globals, args: &ContainerPruneArgs) -> CommandResult {
     let now = units::now();
-    let parse = |text: &String| {
-        let unknown = || unknown_filter(text, "until=, label= and label!=");
-        Filter::parse(text, now)?.ok_or_else(unknown)
-    };
+    let parse = |text: &String| Filter::known(text, now, UNTIL_AND_LABELS);
     let filters = args.filter.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
     confirm(args.force, "This will remove all stopped containers.")?;
     let engine = Engine::open(globals)?;
@@ -136,11 +122,7 @@ pub(super) fn images(globals: &Globals, args: &ImagePruneArgs) -> CommandResult 
         match text.as_str() {
             "dangling=false" => all = true,
             "dangling=true" => all = false,
-            _ => {
-                let known = "dangling=, until=, label= and label!=";
-                let unknown = || unknown_filter(text, known);
-                filters.push(Filter::parse(text, now)?.ok_or_else(unknown)?);
-            }
+            _ => filters.push(Filter::known(text, now, "dangling=, until=, label= and label!=")?),
         }
     }
     let what = match all {
@@ -215,8 +197,7 @@ pub(super) fn system(globals: &Globals, args: &SystemPruneArgs) -> CommandResult
     let now = units::now();
     let mut filters = Vec::new();
     for text in &args.filter {
-        let unknown = || unknown_filter(text, "until=, label= and label!=");
-        let filter = Filter::parse(text, now)?.ok_or_else(unknown)?;
+        let filter = Filter::known(text, now, UNTIL_AND_LABELS)?;
         if args.volumes && matches!(filter, Filter::Until(_)) {
             return Err(PruneError::UntilWithVolumes.into());
         }
@@ -252,7 +233,7 @@ pub(super) fn volumes(globals: &Globals, args: &VolumePruneArgs) -> CommandResul
             "all=false" | "all=0" => all = false,
             _ => match Filter::parse(text, units::now())? {
                 Some(filter @ Filter::Label { .. }) => filters.push(filter),
-                _ => return Err(unknown_filter(text, "all=, label= and label!=").into()),
+                _ => return Err(filter::unknown(text, "all=, label= and label!=").into()),
             },
         }
     }
@@ -297,98 +278,6 @@ fn remove_unused_volumes(
     Ok(freed_bytes)
 }
 
-fn unknown_filter(text: &str, known: &'static str) -> PruneError {
-    PruneError::UnknownFilter { text: text.to_owned(), known }
-}
-
-impl Filter {
-    /// `None` if there is no filter of this name.
-    fn parse(text: &str, now: UnixNanos) -> Result<Option<Self>, PruneError> {
-        let Some((name, value)) = text.split_once('=') else { return Ok(None) };
-        Ok(match name {
-            "until" => {
-                let invalid = |source| PruneError::InvalidTime { text: text.to_owned(), source };
-                Some(Self::Until(moment::parse(value, now).map_err(invalid)?))
-            }
-            "label" | "label!" => {
-                let (key, value) = match value.split_once('=') {
-                    Some((key, value)) => (key, Some(value.to_owned())),
-                    None => (value, None),
-                };
-                Some(Self::Label { key: key.to_owned(), value, present: name == "label" })
-            }
-            _ => None,
-        })
-    }
-
-    /// Of what was made at this time and has these labels.
-    fn selects(&self, created: UnixNanos, labels: &BTreeMap<String, String>) -> bool {
-        match self {
-            Self::Until(time) => created < *time,
-            Self::Label { key, value, present } => {
-                let found = labels.get(key.as_str());
-                let has =
-                    found.is_some_and(|found| value.as_ref().is_none_or(|wanted| wanted == found));
-                has == *present
-            }
-        }
-    }
-}
-
-/// Asks, unless `force`. No answer is a no.
-fn confirm(force: bool, what: &str) -> Result<(), Failure> {
-    if force {
-        return Ok(());
-    }
-    let mut output = io::stdout();
-    write!(output, "WARNING! {what}\nAre you sure you want to continue? [y/N] ")?;
-    output.flush()?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer).map_err(PruneError::Answer)?;
-    if matches!(answer.trim(), "y" | "Y" | "yes") {
-        Ok(())
-    } else {
-        Err(PruneError::Declined.into())
-    }
-}
-
-/// What has been removed, line by line as it happens, below a heading if there is anything.
-struct Deleted {
-    heading: Option<&'static str>,
-    /// Something stands above the heading.
-    follows: bool,
-}
-
-impl Deleted {
-    fn new(heading: &'static str) -> Self {
-        Self { heading: Some(heading), follows: false }
-    }
-
-    /// Goes on with what is of another kind.
-    fn begin(&mut self, heading: &'static str) {
-        self.follows |= self.heading.is_none();
-        self.heading = Some(heading);
-    }
-
-    fn print(&mut self, line: &str) -> Result<(), Failure> {
-        if let Some(heading) = self.heading.take() {
-            if self.follows {
-                print_line("")?;
-            }
-            print_line(heading)?;
-        }
-        print_line(line)
-    }
-
-    fn reclaimed(self, bytes: u64) -> CommandResult {
-        if self.heading.is_none() || self.follows {
-            print_line("")?;
-        }
-        print_line(&format!("Total reclaimed space: {}", units::human_size(bytes)))?;
-        Ok(ExitCode::SUCCESS)
-    }
-}
-
 /// What the files below a directory take of the disk; those that cannot be read count
 /// nothing. Links are not followed.
 pub(super) fn allocated_bytes(directory: &Path) -> u64 {
@@ -404,30 +293,4 @@ pub(super) fn allocated_bytes(directory: &Path) -> u64 {
         }
     }
     bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECOND: UnixNanos = 1_000_000_000;
-
-    #[test]
-    fn filters_select() {
-        let labels = [("kind".to_owned(), "a".to_owned())].into();
-        let selects = |text: &str| {
-            let filter = Filter::parse(text, 200 * SECOND).expect(text);
-            filter.expect(text).selects(100 * SECOND, &labels)
-        };
-        for text in ["label=kind", "label=kind=a", "label!=kind=b", "label!=x", "until=50s"] {
-            assert!(selects(text), "{text}");
-        }
-        for text in ["label=x", "label=kind=b", "label!=kind", "until=150s"] {
-            assert!(!selects(text), "{text}");
-        }
-        for text in ["label", "size=1"] {
-            assert_eq!(Filter::parse(text, 0).expect(text), None, "{text}");
-        }
-        assert!(Filter::parse("until=soon", 0).is_err());
-    }
 }
