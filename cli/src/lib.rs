@@ -37,7 +37,7 @@ pub fn main() -> ExitCode {
         let printed = commands::print_line(&version).map(|()| ExitCode::SUCCESS);
         return printed.unwrap_or_else(failure::Failure::report);
     };
-    log_to_stderr(&cli.globals);
+    log_to_stderr(cli.globals.log_filter());
     let globals = match cli.globals.resolved() {
         Ok(globals) => globals,
         Err(error) => return failure::Failure::from(error).report(),
@@ -45,8 +45,9 @@ pub fn main() -> ExitCode {
     commands::dispatch(&globals, command).unwrap_or_else(failure::Failure::report)
 }
 
-fn log_to_stderr(globals: &Globals) {
-    let filter = EnvFilter::try_new(globals.log_filter()).unwrap_or_default();
+/// Traces on standard error what `filter` lets through.
+pub fn log_to_stderr(filter: impl AsRef<str>) {
+    let filter = EnvFilter::try_new(filter).unwrap_or_default();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -146,9 +146,9 @@ pub fn version() -> String {
     format!("containerd-shim-caisson-v2:\n  Version:  {}", env!("CARGO_PKG_VERSION"))
 }
 
-/// The answer to `-info`: a protobuf message with the runtime-spec's features.
-pub fn info() -> Vec<u8> {
-    let features = serde_json::json!({
+/// What a bundle may ask for (runtime-spec, features.md).
+pub fn features() -> serde_json::Value {
+    serde_json::json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.2.0",
         "linux": {
@@ -158,7 +158,11 @@ pub fn info() -> Vec<u8> {
             "apparmor": { "enabled": false },
             "selinux": { "enabled": false },
         },
-    });
+    })
+}
+
+/// The answer to `-info`: a protobuf message with the runtime-spec's features.
+pub fn info() -> Vec<u8> {
     let info = RuntimeInfo {
         name: RUNTIME_ID.to_owned(),
         version: MessageField::some(RuntimeVersion {
@@ -168,7 +172,7 @@ pub fn info() -> Vec<u8> {
         features: MessageField::some(Any {
             type_url: "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
                 .to_owned(),
-            value: features.to_string().into_bytes(),
+            value: features().to_string().into_bytes(),
             ..Default::default()
         }),
         ..Default::default()

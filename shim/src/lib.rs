@@ -9,6 +9,7 @@ pub mod containerd;
 pub mod error;
 pub mod events;
 pub mod exit;
+pub mod host_process;
 pub mod kind;
 pub mod logger;
 pub mod metrics;

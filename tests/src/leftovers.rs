@@ -16,7 +16,7 @@ pub struct Leftovers {
 /// do not count.
 const LIST: &str = r#"
     for exe in /proc/[0-9]*/exe; do readlink $exe; done |
-        grep -E 'caisson-(vmm|fs)|containerd-shim-caisson' | sort | sed 's/^/process /'
+        grep -E 'caisson-(vmm|fs|runtime)|containerd-shim-caisson' | sort | sed 's/^/process /'
     grep -E 'caisson|erofs' /proc/mounts | grep -v -e ' 9p ' -e /dev/vd | sort | sed 's/^/mount /'
     find /sys/fs/cgroup -type d -name '*caisson*' 2>/dev/null | sort | sed 's/^/cgroup /'
     find "$STATE" \( -path "$STATE/machine" -prune \) -o ! -type d -print 2>/dev/null |

@@ -1,12 +1,13 @@
 //! `caisson-runtime` as a runtime of Debian's Docker, beside runc in the same run.
 
-use caisson_tests::{Host, Outcome, host};
+use caisson_tests::{Host, Leftovers, Outcome, host};
 
 /// Runs `script` with a dockerd of its own, which knows the runtime `caisson` and the image
 /// `busybox`; the networks are dockerd's, without rules for packets.
 fn with_docker(host: &Host, script: &str) -> Outcome {
     let programs = host.program().parent().expect("programs have a directory");
-    host.inside(&format!(
+    let leftovers = Leftovers::watch(host);
+    let outcome = host.inside(&format!(
         r#"
         D=/run/caisson-test-docker S=/var/lib/docker/caisson-test; mkdir -p $D $S
         export DOCKER_HOST=unix://$D/docker.sock
@@ -29,7 +30,9 @@ fn with_docker(host: &Host, script: &str) -> Outcome {
         "#,
         programs = programs.display(),
         image = host.busybox.display(),
-    ))
+    ));
+    leftovers.none(host);
+    outcome
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! `caisson-runtime` under Debian's podman, beside runc in the same run.
 
-use caisson_tests::{Host, Outcome, host};
+use caisson_tests::{Host, Leftovers, Outcome, host};
 
 /// Runs `script` with podman's state in a directory of its own; `$podman RUNTIME …` is podman
 /// with one of the runtimes, and `busybox` an image it knows.
 fn with_podman(host: &Host, script: &str) -> Outcome {
     let programs = host.program().parent().expect("programs have a directory");
-    host.inside(&format!(
+    let leftovers = Leftovers::watch(host);
+    let outcome = host.inside(&format!(
         r#"
         D=/var/lib/containers/caisson-test; mkdir -p $D
         podman() {{
@@ -25,7 +26,9 @@ fn with_podman(host: &Host, script: &str) -> Outcome {
         "#,
         programs = programs.display(),
         image = host.busybox.display(),
-    ))
+    ));
+    leftovers.none(host);
+    outcome
 }
 
 #[test]

@@ -17,14 +17,12 @@ use std::{
 use caisson_shim::{
     client::{ClientError, ShimClient, Status},
     exit::Exit,
+    host_process::HostProcess,
 };
 use oci_spec::runtime::Hook;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    error::{RuntimeError, io_error},
-    process::HostProcess,
-};
+use crate::error::{RuntimeError, io_error};
 
 const RECORD: &str = "state.json";
 const MAX_ID_BYTES: usize = 1024;
@@ -288,7 +286,7 @@ mod tests {
     fn a_container_whose_keeper_and_shim_are_gone_is_stopped() {
         let root = tempfile::tempdir().unwrap();
         let mut container = Container::reserve(root.path(), record("one")).unwrap();
-        container.record.keeper = Some(HostProcess { pid: u32::MAX, start_ticks: 1 });
+        container.record.keeper = Some(HostProcess { pid: u32::MAX, start_time: 1 });
         assert_eq!(container.status(), ContainerStatus::Stopped);
         assert_eq!(container.pid(ContainerStatus::Stopped), 0);
         assert!(matches!(container.connect_alive(), Err(RuntimeError::NotRunning(_))));

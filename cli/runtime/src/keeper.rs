@@ -31,6 +31,7 @@ use caisson_shim::{
     assets::Assets,
     client::{CreateSpec, ShimClient, SpawnSpec, Stdio as Streams},
     exit::Exit,
+    host_process::HostProcess,
     serve::Directories,
 };
 use nix::{
@@ -48,7 +49,6 @@ use crate::{
     container::{Container, ContainerStatus},
     error::{RuntimeError, io_error},
     hooks::{self, HostHooks},
-    process::HostProcess,
     state,
 };
 
@@ -59,13 +59,13 @@ const STANDS: &[u8] = b"stands";
 pub(crate) const EXEC_PROCESS: &str = "process.json";
 
 /// Starts a keeper in a session of its own, with this process's standard streams, and
-/// returns when it stands.
+/// returns its number when it stands.
 pub(crate) fn spawn(
     root: &Path,
     container: &Container,
     exec: Option<&str>,
     console_socket: Option<&Path>,
-) -> Result<HostProcess, RuntimeError> {
+) -> Result<u32, RuntimeError> {
     let (said, status) =
         pipe2(OFlag::O_CLOEXEC).map_err(|errno| RuntimeError::Keeper(errno.into()))?;
     let mut command = Command::new("/proc/self/exe");
@@ -92,14 +92,13 @@ pub(crate) fn spawn(
         });
     }
     let child = command.spawn().map_err(RuntimeError::Keeper)?;
-    let keeper = HostProcess::of(child.id());
     drop(status);
     let mut words = Vec::new();
     File::from(said).read_to_end(&mut words).map_err(RuntimeError::Keeper)?;
-    match (words.as_slice(), keeper) {
-        (STANDS, Some(keeper)) => Ok(keeper),
-        (b"" | STANDS, _) => Err(RuntimeError::KeeperSilent),
-        (error, _) => Err(RuntimeError::Kept(String::from_utf8_lossy(error).into_owned())),
+    match words.as_slice() {
+        STANDS => Ok(child.id()),
+        b"" => Err(RuntimeError::KeeperSilent),
+        error => Err(RuntimeError::Kept(String::from_utf8_lossy(error).into_owned())),
     }
 }
 
@@ -139,7 +138,8 @@ fn prepare(root: &Path, args: &KeepArgs) -> Result<Kept, RuntimeError> {
 pub(crate) fn prepare_container(container: &mut Container) -> Result<Kept, RuntimeError> {
     let bundle = Bundle::load(&container.record.bundle)?;
     let hooks = HostHooks::of(bundle.spec.hooks().as_ref())?;
-    container.record.keeper = HostProcess::of(std::process::id());
+    let own = HostProcess::of(std::process::id()).map_err(RuntimeError::Keeper)?;
+    container.record.keeper = Some(own);
     container.record.poststart = hooks.poststart;
     container.record.poststop = hooks.poststop;
     container.save()?;

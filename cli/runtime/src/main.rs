@@ -18,26 +18,17 @@ mod error;
 mod hooks;
 mod keeper;
 mod log;
-mod process;
 mod state;
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
 
 use args::Cli;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::new(if cli.globals.debug { "debug" } else { "warn" });
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .without_time()
-        .log_internal_errors(false)
-        .init();
+    caisson_cli::log_to_stderr(if cli.globals.debug { "debug" } else { "warn" });
     match commands::dispatch(&cli.globals, &cli.command) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

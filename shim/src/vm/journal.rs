@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cgroup::{self, Place},
+    host_process::HostProcess,
     network,
 };
 
@@ -40,18 +41,10 @@ pub(super) struct Journal {
     #[serde(default)]
     pub(super) network: Option<network::Place>,
     /// `None` until it is started: then the end of the control socket ends it.
-    pub(super) vmm: Option<VmProcess>,
+    pub(super) vmm: Option<HostProcess>,
     /// Written down with the vmm: until then the end of its socket ends it.
     #[serde(default)]
-    pub(super) file_server: Option<VmProcess>,
-}
-
-/// A process, told apart from a later one with its pid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct VmProcess {
-    pub(super) pid: u32,
-    /// Field 22 of `/proc/<pid>/stat`, in clock ticks since boot.
-    pub(super) start_time: u64,
+    pub(super) file_server: Option<HostProcess>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -105,44 +98,31 @@ impl Journal {
     }
 }
 
-impl VmProcess {
-    pub(super) fn of(pid: u32) -> io::Result<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // The name, in parentheses, may hold anything; field 3 follows the last of them.
-        let start_time = stat
-            .rsplit_once(") ")
-            .and_then(|(_, fields)| fields.split(' ').nth(22 - 3))
-            .and_then(|field| field.parse().ok())
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no start time"))?;
-        Ok(Self { pid, start_time })
+/// Ends a process, if it still is the one that was written down.
+fn kill(process: HostProcess) -> io::Result<()> {
+    let pidfd = match pidfd_open(process.pid) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+        other => other?,
+    };
+    // Looked at after the pidfd is held: from here on the pid cannot change its owner.
+    match HostProcess::of(process.pid) {
+        Ok(found) if found == process => {}
+        _ => return Ok(()),
     }
-
-    /// Ends it, if it still is the process that was written down.
-    fn kill(self) -> io::Result<()> {
-        let pidfd = match pidfd_open(self.pid) {
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
-            other => other?,
-        };
-        // Looked at after the pidfd is held: from here on the pid cannot change its owner.
-        match Self::of(self.pid) {
-            Ok(found) if found == self => {}
-            _ => return Ok(()),
-        }
-        // SAFETY: the pidfd is open; the other arguments are numbers and a null pointer.
-        let sent = unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                pidfd.as_raw_fd(),
-                libc::SIGKILL,
-                std::ptr::null::<libc::siginfo_t>(),
-                0,
-            )
-        };
-        if sent < 0 && io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH) {
-            return Err(io::Error::last_os_error());
-        }
-        await_end(&pidfd)
+    // SAFETY: the pidfd is open; the other arguments are numbers and a null pointer.
+    let sent = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            libc::SIGKILL,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if sent < 0 && io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH) {
+        return Err(io::Error::last_os_error());
     }
+    await_end(&pidfd)
 }
 
 pub(super) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
@@ -189,10 +169,10 @@ pub fn reap(bundle: &Path) -> Result<(), ReapError> {
     let journal = Journal::load(bundle).map_err(failed("read"))?;
     if let Some(journal) = journal {
         if let Some(vmm) = journal.vmm {
-            vmm.kill().map_err(failed("end the vmm that stands in"))?;
+            kill(vmm).map_err(failed("end the vmm that stands in"))?;
         }
         if let Some(file_server) = journal.file_server {
-            file_server.kill().map_err(failed("end the file server that stands in"))?;
+            kill(file_server).map_err(failed("end the file server that stands in"))?;
         }
         cgroup::remove(&journal.cgroup);
         // The taps have gone with the vmm.
@@ -219,7 +199,7 @@ mod tests {
     fn what_a_killed_shim_left_is_ended_and_removed() {
         let bundle = tempfile::tempdir().unwrap();
         let [mut vmm, mut file_server] = [sleeper(), sleeper()];
-        let noted = |child: &Child| Some(VmProcess::of(child.id()).unwrap());
+        let noted = |child: &Child| Some(HostProcess::of(child.id()).unwrap());
         let journal = Journal {
             vmm: noted(&vmm),
             file_server: noted(&file_server),
@@ -240,7 +220,7 @@ mod tests {
     fn another_process_with_the_pid_is_left_alone() {
         let bundle = tempfile::tempdir().unwrap();
         let mut child = sleeper();
-        let vmm = VmProcess { start_time: 1, ..VmProcess::of(child.id()).unwrap() };
+        let vmm = HostProcess { start_time: 1, ..HostProcess::of(child.id()).unwrap() };
         Journal { vmm: Some(vmm), ..Journal::new("c", None) }.save(bundle.path()).unwrap();
         reap(bundle.path()).unwrap();
         assert_eq!(child.try_wait().unwrap(), None, "it still runs");

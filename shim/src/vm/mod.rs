@@ -42,6 +42,7 @@ use crate::{
     agent_client::AgentClient,
     assets::Assets,
     cgroup::{self, Cgroup, CgroupError, CpuLimits},
+    host_process::HostProcess,
     kind::ErrorKind,
     network::NetworkError,
     sandbox::{Cancelled, End, LaunchError, Launcher, Sandbox, SandboxSpec},
@@ -49,7 +50,7 @@ use crate::{
 };
 use console::Ring;
 use file_server::Started;
-use journal::{Journal, VmProcess};
+use journal::Journal;
 use lease::UidLease;
 use supervise::{Owned, Watched};
 
@@ -176,9 +177,9 @@ impl VmLauncher {
         let mut spawned = spawn::spawn(parts, spec, &listener, &taps, uid, entrances, socket)
             .map_err(failed("start the vmm"))?;
         let noted = hit(&steps::SHIM_VM_SPAWNED).and_then(|()| {
-            journal.vmm = Some(VmProcess::of(spawned.child.id())?);
+            journal.vmm = Some(HostProcess::of(spawned.child.id())?);
             let server = owned.file_server.as_ref();
-            journal.file_server = server.map(|server| VmProcess::of(server.pid())).transpose()?;
+            journal.file_server = server.map(|server| HostProcess::of(server.pid())).transpose()?;
             journal.save(&spec.bundle)
         });
         if let Err(error) = noted {

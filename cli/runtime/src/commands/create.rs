@@ -12,7 +12,6 @@ use crate::{
     error::RuntimeError,
     hooks::HostHooks,
     keeper,
-    process::HostProcess,
 };
 
 pub(super) fn create(root: &Path, args: &CreateArgs) -> CommandResult {
@@ -23,7 +22,7 @@ pub(super) fn create(root: &Path, args: &CreateArgs) -> CommandResult {
 pub(super) fn create_detached(root: &Path, args: &CreateArgs) -> Result<Container, RuntimeError> {
     let container = reserve(root, args, true)?;
     let made = keeper::spawn(root, &container, None, args.console_socket.as_deref())
-        .and_then(|keeper| write_pid(args, keeper));
+        .and_then(|keeper_pid| write_pid(args, keeper_pid));
     match made {
         Ok(()) => Container::load(root, container.id()),
         Err(error) => Err(undone(root, &container, error)),
@@ -54,9 +53,9 @@ pub(super) fn reserve(
     Container::reserve(root, record)
 }
 
-pub(super) fn write_pid(args: &CreateArgs, keeper: HostProcess) -> Result<(), RuntimeError> {
+pub(super) fn write_pid(args: &CreateArgs, keeper_pid: u32) -> Result<(), RuntimeError> {
     match &args.pid_file {
-        Some(path) => write_pid_file(path, keeper.pid),
+        Some(path) => write_pid_file(path, keeper_pid),
         None => Ok(()),
     }
 }

@@ -23,8 +23,8 @@ pub(super) fn exec(root: &Path, args: &ExecArgs) -> CommandResult {
     let exec = prepare(&container, &process)?;
     if args.detach {
         let keeper = keeper::spawn(root, &container, Some(&exec), args.console_socket.as_deref());
-        return match keeper.and_then(|keeper| match &args.pid_file {
-            Some(path) => write_pid_file(path, keeper.pid),
+        return match keeper.and_then(|keeper_pid| match &args.pid_file {
+            Some(path) => write_pid_file(path, keeper_pid),
             None => Ok(()),
         }) {
             Ok(()) => Ok(0),

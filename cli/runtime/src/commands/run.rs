@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{CommandResult, create, delete, start};
-use crate::{args::RunArgs, error::RuntimeError, keeper, process::HostProcess};
+use crate::{args::RunArgs, keeper};
 
 pub(super) fn run(root: &Path, args: &RunArgs) -> CommandResult {
     if args.detach {
@@ -14,8 +14,7 @@ pub(super) fn run(root: &Path, args: &RunArgs) -> CommandResult {
     let mut container = create::reserve(root, &args.create, false)?;
     // This process itself stands for the container.
     let started = keeper::prepare_container(&mut container).and_then(|kept| {
-        let own = HostProcess::of(std::process::id()).ok_or(RuntimeError::KeeperSilent)?;
-        create::write_pid(&args.create, own)?;
+        create::write_pid(&args.create, std::process::id())?;
         kept.client().start(None)?;
         Ok(kept)
     });
